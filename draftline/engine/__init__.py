@@ -1,0 +1,1 @@
+"""The speculative engine: continuous batching of ragged verify steps."""

@@ -1,0 +1,130 @@
+"""What goes into the engine and what comes out; bookkeeping, without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one request is decoded.
+
+    Attributes:
+        max_tokens: Most tokens to generate (at least 1).
+        temperature: 0 is greedy.
+        top_p: Nucleus mass in (0, 1].
+        top_k: Keep the k likeliest, 0 for all.
+        seed: Makes a sampled request repeatable; ``None`` draws one.
+        stop_token_ids: Ending tokens besides the target's own.
+        ignore_eos: Do not stop at the target's end tokens.
+        min_tokens: End tokens before this many tokens do not end the request.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """One sequence to continue."""
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+
+
+@dataclass
+class SpeculationStats:
+    """Counters of one request or of many (they add).
+
+    Attributes:
+        num_spec_steps: Verify steps that carried at least one draft token.
+        num_draft_tokens: Draft tokens verified.
+        num_accepted_tokens: Of those, accepted.
+        accepted_histogram: Entry n counts steps with n accepted drafts.
+        num_steps: All decode steps, speculative or not.
+        num_output_tokens: Tokens emitted after the prompt's first.
+    """
+
+    num_spec_steps: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    accepted_histogram: list[int] = field(default_factory=list)
+    num_steps: int = 0
+    num_output_tokens: int = 0
+
+    def record(self, num_drafted: int, num_accepted: int) -> None:
+        """Count one decode step."""
+        self.num_steps += 1
+        self.num_output_tokens += num_accepted + 1
+        if num_drafted == 0:
+            return
+        self.num_spec_steps += 1
+        self.num_draft_tokens += num_drafted
+        self.num_accepted_tokens += num_accepted
+        while len(self.accepted_histogram) <= num_drafted:
+            self.accepted_histogram.append(0)
+        self.accepted_histogram[num_accepted] += 1
+
+    def add(self, other: SpeculationStats) -> None:
+        """Add another's counters."""
+        self.num_spec_steps += other.num_spec_steps
+        self.num_draft_tokens += other.num_draft_tokens
+        self.num_accepted_tokens += other.num_accepted_tokens
+        self.num_steps += other.num_steps
+        self.num_output_tokens += other.num_output_tokens
+        while len(self.accepted_histogram) < len(other.accepted_histogram):
+            self.accepted_histogram.append(0)
+        for index, count in enumerate(other.accepted_histogram):
+            self.accepted_histogram[index] += count
+
+    @property
+    def mean_accepted_length(self) -> float:
+        """tau: tokens per speculative verify step, bonus included; 0 before the first."""
+        return 1 + self.num_accepted_tokens / self.num_spec_steps if self.num_spec_steps else 0.0
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """What one engine step did to one request.
+
+    Attributes:
+        request_id: Whose.
+        token_ids: New tokens, in order; may be empty in a finishing event. An
+            end token is included as the last.
+        logprobs: The target's log-probability of each (temperature 1, no truncation).
+        finish_reason: Set on the last event of a request.
+        stats: The request's counters so far (a copy).
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason | None
+    stats: SpeculationStats
+
+
+@dataclass(frozen=True)
+class EngineLoad:
+    """A snapshot for admission, metrics and autoscaling.
+
+    Attributes:
+        num_running: Requests holding a slot.
+        num_waiting: Requests queued for one.
+        kv_cache_usage: Share of cache positions in use, 0 to 1.
+        mean_budget: Recent mean of verified draft tokens per request and step.
+    """
+
+    num_running: int
+    num_waiting: int
+    kv_cache_usage: float
+    mean_budget: float

