@@ -1,0 +1,1 @@
+"""Evaluation: what is measured, on which suites, and how."""

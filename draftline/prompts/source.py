@@ -1,0 +1,97 @@
+"""Where prompts come from: the shipped workload, a file, or an object; always bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from draftline.errors import InputError
+from draftline.spec.models import BUILTIN_WORKLOADS, PromptsSpec
+from draftline.storage import open_store
+
+_BUILTIN_PREFIX = "builtin:"
+_REMEDY = (
+    'Give a .jsonl file with one {"turns": ["..."]} object a line: a path, file:///..., s3://bucket/key.jsonl, '
+    f"or one of {['builtin:' + name for name in BUILTIN_WORKLOADS]}"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A prompts file as read.
+
+    Attributes:
+        data: Its bytes, whatever they hold.
+        system_prompt: The workload's own system prompt; ``None`` for a user's file.
+    """
+
+    data: bytes
+    system_prompt: str | None = None
+
+    def lines(self) -> Iterator[bytes]:
+        """Lines without their ends; only a line feed separates (a JSON string may hold U+2028)."""
+        start = 0
+        while start < len(self.data):
+            end = self.data.find(b"\n", start)
+            end = len(self.data) if end < 0 else end
+            yield self.data[start:end]
+            start = end + 1
+
+
+def source_digest(spec: PromptsSpec) -> str:
+    """Content digest of the source; part of the prompts station's key.
+
+    Returns:
+        sha256 (hexadecimal) of the file's bytes; for a shipped workload, of
+        its prompts and its system prompt.
+
+    Raises:
+        InputError: no such file or workload.
+        StorageError: an object that cannot be read.
+    """
+    source = read_source(spec)
+    digest = hashlib.sha256(source.data)
+    if source.system_prompt is not None:
+        digest.update(b"\0" + source.system_prompt.encode())
+    return digest.hexdigest()
+
+
+def read_source(spec: PromptsSpec) -> Source:
+    """Read the whole source; errors as :func:`source_digest`."""
+    uri = spec.source
+    if uri.startswith(_BUILTIN_PREFIX):
+        return _read_builtin(uri.removeprefix(_BUILTIN_PREFIX))
+    scheme, separator, _ = uri.partition("://")
+    if not separator:
+        return Source(_read_file(Path(uri).expanduser()))
+    if scheme == "file":
+        return Source(_read_file(Path(unquote(urlsplit(uri).path))))
+    if scheme == "s3":
+        root, _, key = uri.rpartition("/")
+        if not key or root.rstrip("/") in ("s3:", "s3:/"):
+            raise InputError("the prompts URI names no object", got=uri, remedy=_REMEDY)
+        return Source(open_store(root).get(key))
+    raise InputError("the prompts source has an unknown scheme", got=uri, remedy=_REMEDY)
+
+
+def _read_builtin(name: str) -> Source:
+    if name not in BUILTIN_WORKLOADS:
+        raise InputError("no such built-in workload", got=name, expected=f"one of {list(BUILTIN_WORKLOADS)}")
+    folder = resources.files("draftline.workloads") / name.replace("-", "_")
+    system_prompt = (folder / "system_prompt.txt").read_text(encoding="utf-8").strip()
+    return Source((folder / "prompts.jsonl").read_bytes(), system_prompt)
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"there is no prompts file at {path}", remedy=_REMEDY) from None
+    except IsADirectoryError:
+        raise InputError(f"the prompts source {path} is a directory", remedy=_REMEDY) from None
+    except OSError as error:
+        raise InputError(f"cannot read the prompts file {path}: {error.strerror}", remedy="Check its permissions") from None

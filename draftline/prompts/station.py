@@ -1,0 +1,58 @@
+"""The prompts station: read, clean, split, store."""
+
+from __future__ import annotations
+
+from draftline.errors import InputError
+from draftline.evaluation.suites import public_problem_texts
+from draftline.prompts.clean import CleanedPrompts, clean_prompts, describe_report
+from draftline.prompts.source import read_source
+from draftline.steps.context import StepContext, StepOutput
+
+
+def run(context: StepContext) -> StepOutput:
+    """Write one JSONL file a split.
+
+    Prompts that overlap a public evaluation suite are always removed, also
+    when the run does not use that suite: a later run may.
+
+    Raises:
+        InputError: the source cannot be read or nothing is left of it.
+        StorageError: the workspace failed.
+    """
+    spec = context.spec.prompts
+    source = read_source(spec)
+    cleaned = clean_prompts(
+        source.lines(),
+        spec,
+        system_prompt=source.system_prompt,
+        protected=public_problem_texts(),
+        tick=lambda done: context.report(done, 0, "prompts"),
+    )
+    _require_held_out(context, cleaned)
+    files = {}
+    for split, prompts in cleaned.splits.items():
+        files[split] = f"{split}.jsonl"
+        body = "".join(prompt.to_line() + "\n" for prompt in prompts)
+        context.store.put(f"{context.prefix}/{files[split]}", body.encode())
+    counts = {split: len(prompts) for split, prompts in cleaned.splits.items()}
+    note = describe_report(cleaned.report, cleaned.examples)
+    context.report(sum(counts.values()), sum(counts.values()), "prompts", note=note)
+    return StepOutput(
+        outputs={
+            "files": files,
+            "counts": counts,
+            "report": dict(cleaned.report),
+            "examples": {reason: list(numbers) for reason, numbers in cleaned.examples.items()},
+        },
+        metrics={"prompts_kept": float(cleaned.report["kept"])},
+    )
+
+
+def _require_held_out(context: StepContext, cleaned: CleanedPrompts) -> None:
+    """Say now, not after the training, that there is nothing to evaluate on."""
+    if "held-out" in context.spec.evaluation.suites and not cleaned.splits["test"]:
+        raise InputError(
+            f"none of the {cleaned.report['kept']} usable prompts falls into the held-out split",
+            expected=f"about {context.spec.prompts.holdout_fraction:.0%} of them",
+            remedy="Give more prompts, raise prompts.holdout_fraction, or drop 'held-out' from evaluation.suites",
+        )

@@ -1,0 +1,93 @@
+"""What a registered draft looks like: file names, tag names, digest check. No registry client.
+
+Writers (the register step) and readers (the gate, the server) share it, so
+that neither imports the other.
+
+.. code-block:: text
+
+    draft/config.json  draft/model.safetensors   the weights
+    calibration.json                             temperatures and step costs
+    spec.yaml                                    the run's whole spec
+    card.md  metrics.json  *.png                 the report
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from draftline.errors import FormatError
+
+DRAFT_DIR = "draft"
+CALIBRATION_FILE = "calibration.json"
+SPEC_FILE = "spec.yaml"
+CARD_FILE = "card.md"
+METRICS_FILE = "metrics.json"
+
+ALIAS_CHAMPION = "champion"
+ALIAS_CHALLENGER = "challenger"
+ALIAS_PREVIOUS = "previous"
+
+TAG_KEY = "draftline.key"
+TAG_GATE_PASSED = "draftline.gate.passed"
+TAG_GATE_REASONS = "draftline.gate.reasons"
+TAG_DIGEST_PREFIX = "draftline.sha256."
+
+_CHUNK_BYTES = 1 << 20
+
+
+def digest_tag(path: str) -> str:
+    """Name of the version tag that holds the sha256 of the file at ``path`` in the folder."""
+    return TAG_DIGEST_PREFIX + path
+
+
+def digests_from_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """sha256 by path, from a version's tags."""
+    return {name.removeprefix(TAG_DIGEST_PREFIX): v for name, v in tags.items() if name.startswith(TAG_DIGEST_PREFIX)}
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a local file, hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while chunk := handle.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def verify_folder(folder: Path, digests: Mapping[str, str], *, origin: str) -> None:
+    """Check that every recorded file is there with the recorded bytes.
+
+    Args:
+        folder: A registered draft on disk.
+        digests: sha256 by path, as recorded with the version.
+        origin: Named in messages, for example ``support-desk version 3``.
+
+    Raises:
+        FormatError: a file is missing or differs, or the version records no
+            digest of the weights (so nothing could be trusted).
+    """
+    weights = f"{DRAFT_DIR}/model.safetensors"
+    if weights not in digests:
+        raise FormatError(
+            f"{origin} records no sha256 of {weights}",
+            got=_listing(digests),
+            remedy="It was not registered by Draftline; register the draft again",
+        )
+    for path, expected in sorted(digests.items()):
+        file = folder / path
+        if not file.is_file():
+            raise FormatError(f"{origin} lacks its file {path}", remedy="Register the draft again")
+        found = file_digest(file)
+        if found != expected:
+            raise FormatError(
+                f"{path} of {origin} is not the file that was registered",
+                got=f"sha256 {found}",
+                expected=expected,
+                remedy="Someone changed it after registration; do not serve it, register the draft again",
+            )
+
+
+def _listing(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
