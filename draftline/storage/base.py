@@ -24,14 +24,15 @@ class ObjectInfo:
 class ObjectStore(Protocol):
     """Objects under one root (a directory or an S3 prefix).
 
-    Keys are relative, ``/``-separated, without ``..`` or a leading ``/``.
-    A reader never sees half an object. Errors are
-    :class:`draftline.errors.StorageError` and its children, nothing else.
+    Keys follow :func:`draftline.storage.keys.validate_key`. A reader never
+    sees half an object. Errors are :class:`draftline.errors.StorageError` and
+    its children, nothing else. Stores are safe for threads and pickle without
+    secrets.
     """
 
     @property
     def uri(self) -> str:
-        """The root, as given to :func:`draftline.storage.open_store`."""
+        """The root, for :func:`draftline.storage.open_store` in any process; a directory comes back absolute."""
         ...
 
     def get(self, key: str) -> bytes:
@@ -39,7 +40,7 @@ class ObjectStore(Protocol):
         ...
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Bytes ``[start, start + length)``; shorter only at the end. Raises ObjectNotFound."""
+        """Bytes ``[start, start + length)``; shorter, even empty, only past the end. Raises ObjectNotFound."""
         ...
 
     def put(self, key: str, data: bytes) -> None:
