@@ -1,0 +1,1 @@
+"""Wiring: the training DAG, the command line and the embedded platform."""
