@@ -1,0 +1,1 @@
+"""The station ``deploy`` as a KFP component."""

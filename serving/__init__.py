@@ -1,0 +1,1 @@
+"""The endpoint: an OpenAI-compatible Ray Serve application around the speculative engine."""

@@ -1,0 +1,244 @@
+"""The HTTP routes: a FastAPI application over a :class:`CompletionService`.
+
+It knows nothing of Ray Serve, so tests (and anyone's uvicorn) run the very
+application that the replica runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Depends, FastAPI, Header, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from draftline import __version__
+from draftline.errors import DraftlineError
+from serving.errors import (
+    BadRequest,
+    BodyTooLarge,
+    HttpError,
+    InvalidApiKey,
+    UnknownModel,
+    from_validation,
+    plain_status,
+    to_http,
+)
+from serving.render import ChatRenderer, CompletionRenderer, Renderer, merge
+from serving.schema import ChatRequest, CompletionRequest, ModelCard, ModelList, SamplingFields
+from serving.service import CompletionService, Job
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+
+RequestType = TypeVar("RequestType", bound=SamplingFields)
+
+
+def create_api(service: CompletionService, api_keys: Sequence[str] = ()) -> FastAPI:
+    """The application.
+
+    Args:
+        service: Answers the requests.
+        api_keys: Accepted bearer keys of ``/v1``; empty asks for none.
+    """
+    api = FastAPI(title="Draftline", version=__version__, description="OpenAI-compatible speculative decoding")
+    api.include_router(_v1_routes(service), prefix="/v1", dependencies=[Depends(_key_guard(api_keys))])
+    api.include_router(_service_routes(service))
+    api.add_exception_handler(DraftlineError, _on_error)
+    api.add_exception_handler(HTTPException, _on_http_exception)
+    api.add_exception_handler(ClientDisconnect, _on_client_gone)
+    api.add_exception_handler(Exception, _on_error)
+    return api
+
+
+def _v1_routes(service: CompletionService) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/chat/completions", openapi_extra=_body_schema(ChatRequest))
+    async def chat_completions(request: Request) -> Response:
+        document = await _read(request, ChatRequest)
+        job = await service.start_chat(document)
+        renderer = ChatRenderer(job, service.text, with_logprobs=bool(document.logprobs))
+        return await _answer(request, service, document, job, renderer)
+
+    @router.post("/completions", openapi_extra=_body_schema(CompletionRequest))
+    async def completions(request: Request) -> Response:
+        document = await _read(request, CompletionRequest)
+        job = await service.start_completion(document)
+        renderer = CompletionRenderer(job, service.text, with_logprobs=document.logprobs is not None)
+        return await _answer(request, service, document, job, renderer)
+
+    @router.get("/models")
+    async def models() -> ModelList:
+        return ModelList(data=[service.model_card()])
+
+    @router.get("/models/{model_id:path}")
+    async def model(model_id: str) -> ModelCard:
+        card = service.model_card()
+        if model_id != card.id:
+            raise UnknownModel(f"The model '{model_id}' is not served here; use '{card.id}'", param="model")
+        return card
+
+    return router
+
+
+def _service_routes(service: CompletionService) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/health")
+    async def health() -> Response:
+        if service.worker.is_healthy:
+            return JSONResponse({"status": "ok", "draft": service.info.draft})
+        failure = service.worker.failure
+        why = f"the engine failed ({type(failure).__name__})" if failure else "the engine is not running"
+        return _respond(plain_status(503, f"Not healthy: {why}"))
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.worker.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": __version__}
+
+    return router
+
+
+async def _answer(
+    request: Request, service: CompletionService, document: SamplingFields, job: Job, renderer: Renderer
+) -> Response:
+    if document.stream:
+        return EventStream(job, _events(service, document, job, renderer))
+    try:
+        return await _collect_unless_gone(request, service, job, renderer)
+    finally:
+        job.generation.close()
+
+
+async def _collect_unless_gone(
+    request: Request, service: CompletionService, job: Job, renderer: Renderer
+) -> Response:
+    """The whole answer, or nothing as soon as the client has hung up."""
+    collecting = asyncio.ensure_future(_collect(service, job, renderer))
+    watching = asyncio.ensure_future(_until_disconnect(request))
+    try:
+        await asyncio.wait({collecting, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not collecting.done():
+            raise ClientDisconnect
+        return await collecting
+    finally:
+        for task in (collecting, watching):
+            task.cancel()
+        await asyncio.gather(collecting, watching, return_exceptions=True)
+
+
+async def _collect(service: CompletionService, job: Job, renderer: Renderer) -> Response:
+    pieces = [piece async for piece in job.generation.pieces()]
+    document = renderer.whole(
+        merge(pieces, job.generation.num_choices), service.usage(job), service.metrics(job)
+    )
+    return Response(document.model_dump_json(), media_type="application/json")
+
+
+async def _until_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _events(
+    service: CompletionService, document: SamplingFields, job: Job, renderer: Renderer
+) -> AsyncIterator[str]:
+    try:
+        for chunk in renderer.opening(job.generation.num_choices):
+            yield _event(chunk.model_dump_json())
+        async for piece in job.generation.pieces():
+            yield _event(renderer.chunk(piece).model_dump_json())
+        if document.wants_usage_chunk:
+            yield _event(renderer.closing(service.usage(job), service.metrics(job)).model_dump_json())
+    except DraftlineError as error:
+        # The status line is long gone; OpenAI clients raise on an event that holds an error.
+        yield _event(JSONResponse(to_http(error).document()).body.decode())
+    yield _event("[DONE]")
+
+
+def _event(data: str) -> str:
+    return f"data: {data}\n\n"
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events that free the engine's slots however the response ends."""
+
+    def __init__(self, job: Job, events: AsyncIterator[str]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._job = job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream; also called when the client is gone before the first event."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._job.generation.close()
+
+
+async def _read(request: Request, kind: type[RequestType]) -> RequestType:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise BodyTooLarge(f"The request body exceeds {MAX_BODY_BYTES} bytes")
+    try:
+        return kind.model_validate_json(bytes(body))
+    except ValidationError as error:
+        raise from_validation(error) from None
+    except RecursionError:
+        raise BadRequest("The request body is nested too deeply") from None
+
+
+def _key_guard(api_keys: Sequence[str]) -> Any:
+    accepted = [key.encode() for key in api_keys]
+
+    async def guard(authorization: Annotated[str | None, Header()] = None) -> None:
+        if not accepted:
+            return
+        scheme, _, key = (authorization or "").partition(" ")
+        # Every key is compared, in constant time, so that timing tells nothing.
+        matches = [hmac.compare_digest(key.strip().encode(), known) for known in accepted]
+        if scheme.lower() != "bearer" or not any(matches):
+            raise InvalidApiKey("A valid API key is needed: send 'Authorization: Bearer KEY'")
+
+    return guard
+
+
+def _body_schema(kind: type[SamplingFields]) -> dict[str, Any]:
+    schema = kind.model_json_schema()
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _respond(error: HttpError) -> JSONResponse:
+    return JSONResponse(error.document(), status_code=error.status, headers=error.headers)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    answer = to_http(error)
+    if answer.status >= 500:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _respond(answer)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    return _respond(plain_status(status, f"{request.method} {request.url.path}: {getattr(error, 'detail', error)}"))
+
+
+async def _on_client_gone(request: Request, error: Exception) -> Response:
+    # Nobody reads this; 499 is what proxies log for it.
+    return Response(status_code=499)

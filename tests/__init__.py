@@ -1,0 +1,1 @@
+"""Draftline's tests."""

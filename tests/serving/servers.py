@@ -1,0 +1,77 @@
+"""A real HTTP server on loopback around the scripted engine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import openai
+import uvicorn
+
+from serving.api import create_api
+from serving.service import CompletionService, ServiceInfo
+from serving.worker import EngineWorker
+from tests.serving.scripted_engine import ByteText, ScriptedEngine
+
+MODEL = "scripted"
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server in this process."""
+
+    engine: ScriptedEngine
+    service: CompletionService
+    port: int
+
+    @property
+    def url(self) -> str:
+        """Root of the server."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, api_key: str = "none") -> openai.OpenAI:
+        """The real client, without retries, so that every answer is seen."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=20.0)
+
+
+def make_service(engine: ScriptedEngine, *, max_waiting: int = 4) -> CompletionService:
+    """A started service; close it."""
+    worker = EngineWorker(lambda: engine, max_running=engine.max_running, max_waiting=max_waiting, model_name=MODEL)
+    worker.start().result(timeout=5)
+    info = ServiceInfo(MODEL, engine.max_context, num_spec_tokens=engine.tokens_per_step - 1, draft="desk/3", created=1)
+    return CompletionService(worker, ByteText(), info)
+
+
+@contextmanager
+def serve_scripted(
+    engine: ScriptedEngine | None = None, *, max_waiting: int = 4, api_keys: Sequence[str] = ()
+) -> Iterator[Running]:
+    """Run the application under uvicorn in a thread until the block ends."""
+    engine = engine or ScriptedEngine()
+    service = make_service(engine, max_waiting=max_waiting)
+    config = uvicorn.Config(
+        create_api(service, api_keys), host="127.0.0.1", port=0, log_level="critical", lifespan="off", ws="none"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_until(lambda: server.started)
+    try:
+        yield Running(engine, service, server.servers[0].sockets[0].getsockname()[1])
+    finally:
+        engine.gate.set()
+        server.should_exit = True
+        service.close()
+        thread.join(10)
+
+
+def wait_until(condition: object, timeout_s: float = 5.0) -> None:
+    """Poll until ``condition()`` holds; fails with its name after the timeout."""
+    assert callable(condition)
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.005)

@@ -1,0 +1,404 @@
+"""The HTTP surface, seen by the real OpenAI client over loopback."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from draftline import __version__
+from tests.serving.scripted_engine import END_OF_TEXT, ScriptedEngine
+from tests.serving.servers import MODEL, Running, serve_scripted, wait_until
+
+HELLO: list[Any] = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with serve_scripted() as running:
+        yield running
+
+
+def says(text: str) -> ScriptedEngine:
+    """An engine that answers ``text`` and ends."""
+    return ScriptedEngine(lambda request: [*text.encode(), END_OF_TEXT])
+
+
+def post(server: Running, path: str, document: object, **kwargs: Any) -> httpx.Response:
+    return httpx.post(f"{server.url}{path}", json=document, timeout=10.0, **kwargs)
+
+
+def test_a_chat_answer_is_whole(server: Running) -> None:
+    answer = server.client().chat.completions.create(model=MODEL, messages=HELLO, max_tokens=7, temperature=0)
+    choice = answer.choices[0]
+    assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", "abcdefg", "length")
+    prompt = len("system:be kind\nuser:hi\n")
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (prompt, 7, prompt + 7)
+    assert answer.id.startswith("chatcmpl-") and answer.object == "chat.completion" and answer.model == MODEL
+    assert answer.model_dump()["metrics"] == {
+        "speculative_decoding": {
+            "mean_acceptance_length": pytest.approx(7 / 3),
+            "draft_acceptance_rate": pytest.approx(4 / 6),
+            "acceptance_histogram": [1, 0, 2],
+            "num_spec_steps": 3,
+            "num_accepted_draft_tokens": 4,
+            "num_draft_tokens": 6,
+            "num_spec_tokens": 2,
+        }
+    }
+
+
+def test_a_completion_counts_prompt_and_answer(server: Running) -> None:
+    answer = server.client().completions.create(model=MODEL, prompt="hello")
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("abcdefghijklmnop", "length")
+    assert answer.usage is not None and (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (5, 16)
+
+
+def test_several_prompts_and_choices_keep_their_order(server: Running) -> None:
+    answer = server.client().completions.create(model=MODEL, prompt=["x", "yy"], n=2, max_tokens=2, seed=7)
+    assert [(c.index, c.text) for c in answer.choices] == [(i, "ab") for i in range(4)]
+    assert answer.usage is not None and answer.usage.completion_tokens == 8
+    assert [r.sampling.seed for r in server.engine.seen[-4:]] == [7, 8, 7, 8]
+
+
+def test_token_ids_are_a_prompt(server: Running) -> None:
+    server.client().completions.create(model=MODEL, prompt=[1, 2, 3], max_tokens=1)
+    assert server.engine.seen[-1].prompt_ids == (1, 2, 3)
+
+
+def test_a_stream_carries_several_tokens_per_chunk_and_ends_with_usage(server: Running) -> None:
+    stream = server.client().chat.completions.create(
+        model=MODEL, messages=HELLO, max_tokens=7, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    texts = [c.choices[0].delta.content for c in chunks if c.choices and c.choices[0].delta.content]
+    assert "".join(texts) == "abcdefg" and len(texts) <= 3
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
+    last = chunks[-1]
+    assert last.choices == [] and last.usage is not None and last.usage.completion_tokens == 7
+    assert last.model_dump()["metrics"]["speculative_decoding"]["num_spec_steps"] == 3
+    assert all(c.usage is None for c in chunks[:-1]) and len({c.id for c in chunks}) == 1
+
+
+def test_a_stream_is_events_that_end_with_done(server: Running) -> None:
+    with httpx.stream(
+        "POST", f"{server.url}/v1/completions", json={"model": MODEL, "prompt": "x", "max_tokens": 4, "stream": True}
+    ) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in response.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    documents = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    assert "".join(d["choices"][0]["text"] for d in documents) == "abcd"
+    assert documents[-1]["choices"][0]["finish_reason"] == "length"
+    assert not any("usage" in d or "metrics" in d for d in documents)
+
+
+def test_chat_logprobs_name_each_chosen_token() -> None:
+    with serve_scripted(says("aé")) as server:
+        answer = server.client().chat.completions.create(model=MODEL, messages=HELLO, logprobs=True)
+        assert answer.choices[0].message.content == "aé" and answer.choices[0].logprobs is not None
+        content = answer.choices[0].logprobs.content or []
+    assert [(t.token, t.bytes) for t in content] == [("a", [97]), ("\ufffd", None), ("\ufffd", None), ("<end>", list(b"<end>"))]
+    assert {t.logprob for t in content} == {-0.5}
+
+
+def test_completion_logprobs_have_offsets_also_in_a_stream(server: Running) -> None:
+    client = server.client()
+    whole = client.completions.create(model=MODEL, prompt="x", max_tokens=5, logprobs=0).choices[0].logprobs
+    assert whole is not None
+    assert (whole.tokens, whole.text_offset) == (list("abcde"), [0, 1, 2, 3, 4])
+    offsets: list[int] = []
+    for chunk in client.completions.create(model=MODEL, prompt="x", max_tokens=5, logprobs=0, stream=True):
+        assert chunk.choices[0].logprobs is not None
+        offsets += chunk.choices[0].logprobs.text_offset or []
+    assert offsets == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("tokens_per_step", [1, 2, 3, 5, 50])
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_stop_strings_cut_wherever_steps_end(tokens_per_step: int, is_stream: bool) -> None:
+    engine = ScriptedEngine(tokens_per_step=tokens_per_step, step_s=0.01, max_context=10_000)
+    with serve_scripted(engine) as server:
+        options: dict[str, Any] = {"model": MODEL, "messages": HELLO, "max_tokens": 9000, "stop": ["zz", "ghi"]}
+        if is_stream:
+            chunks = list(server.client().chat.completions.create(**options, stream=True))
+            text = "".join(c.choices[0].delta.content or "" for c in chunks)
+            reason = chunks[-1].choices[0].finish_reason
+        else:
+            answer = server.client().chat.completions.create(**options)
+            text, reason = answer.choices[0].message.content, answer.choices[0].finish_reason
+            assert answer.usage is not None and answer.usage.completion_tokens == 9
+        assert (text, reason) == ("abcdef", "stop")
+        wait_until(lambda: server.service.worker.load().num_running == 0)
+    assert len(engine.cancelled_ids) == 1, "the surplus was not cancelled"
+
+
+def test_min_tokens_holds_off_stop_strings_and_end_tokens() -> None:
+    with serve_scripted(says("ab.cd.ef.")) as server:
+        answer = server.client().completions.create(
+            model=MODEL, prompt="x", max_tokens=50, stop=".", extra_body={"min_tokens": 4}
+        )
+    assert answer.choices[0].text == "ab.cd"
+
+
+def test_ignore_eos_reads_past_the_end_token() -> None:
+    with serve_scripted(says("ab")) as server:
+        answer = server.client().completions.create(
+            model=MODEL, prompt="x", max_tokens=9, extra_body={"ignore_eos": True}
+        )
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None and answer.usage.completion_tokens == 9
+
+
+def test_characters_split_over_tokens_stream_whole() -> None:
+    with serve_scripted(says("naïve 😀 日本")) as server:
+        chunks = list(server.client().completions.create(model=MODEL, prompt="x", max_tokens=99, stream=True))
+    texts = [c.choices[0].text for c in chunks]
+    assert "".join(texts) == "naïve 😀 日本" and not any("\ufffd" in text for text in texts)
+
+
+def test_a_sampled_request_reaches_the_engine_as_asked(server: Running) -> None:
+    server.client().chat.completions.create(
+        model=MODEL,
+        messages=HELLO,
+        max_completion_tokens=5,
+        temperature=0.7,
+        top_p=0.9,
+        seed=11,
+        user="someone",
+        frequency_penalty=0,
+        extra_body={"top_k": 20, "ignore_eos": True, "min_tokens": 2},
+    )
+    sampling = server.engine.seen[-1].sampling
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.top_k) == (5, 0.7, 0.9, 20)
+    assert (sampling.seed, sampling.ignore_eos, sampling.min_tokens) == (11, True, 2)
+
+
+def test_without_a_limit_a_chat_may_fill_the_context(server: Running) -> None:
+    answer = server.client().chat.completions.create(model=MODEL, messages=HELLO)
+    assert answer.usage is not None and answer.usage.total_tokens == server.engine.max_context
+
+
+CHAT = {"model": MODEL, "messages": HELLO}
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "words"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty", "not supported"),
+        ({"mesages": []}, "mesages", "not supported"),
+        ({"top_logprobs": 3, "logprobs": True}, "top_logprobs", "alternatives"),
+        ({"temperature": -1}, "temperature", "greater than or equal to 0"),
+        ({"temperature": "hot"}, "temperature", "number"),
+        ({"top_p": 0}, "top_p", "greater than 0"),
+        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"max_tokens": 2.5}, "max_tokens", "integer"),
+        ({"n": 5}, "n", "less than or equal to 4"),
+        ({"stop": ["a"] * 5}, "stop", "at most 4 stop strings"),
+        ({"stop": ""}, "stop", "1 to 256 characters"),
+        ({"stream_options": {"include_usage": True}}, None, "only allowed when stream is true"),
+        ({"messages": []}, "messages", "at least 1"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "'system', 'developer', 'user'"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None, ""),
+        ({"max_tokens": 4, "min_tokens": 5}, None, "min_tokens=5"),
+        ({"max_tokens": 4, "max_completion_tokens": 5}, None, "differ"),
+    ],
+)
+def test_a_bad_request_is_named(server: Running, change: dict[str, Any], param: str | None, words: str) -> None:
+    response = post(server, "/v1/chat/completions", {**CHAT, **change})
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["type"] == "invalid_request_error"
+    assert words in error["message"]
+    if param is not None:
+        assert error["param"] == param
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"model": "\\ud800"}', b"[" * 100_000])
+def test_a_body_that_is_no_request_is_400(server: Running, body: bytes) -> None:
+    response = httpx.post(f"{server.url}/v1/chat/completions", content=body)
+    assert response.status_code == 400 and response.json()["error"]["message"]
+
+
+def test_a_huge_body_is_413(server: Running) -> None:
+    response = httpx.post(f"{server.url}/v1/completions", content=b" " * (5 << 20))
+    assert response.status_code == 413 and response.json()["error"]["code"] == "request_too_large"
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_counts(server: Running) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        server.client().completions.create(model=MODEL, prompt="x" * 500, max_tokens=20)
+    assert caught.value.code == "context_length_exceeded" and caught.value.param == "prompt"
+    assert "512 tokens" in caught.value.message and "500 plus 20" in caught.value.message
+
+
+@pytest.mark.parametrize("prompt", ["", [], [[]], [0, 999], [0, -1]])
+def test_an_impossible_prompt_is_400(server: Running, prompt: Any) -> None:
+    response = post(server, "/v1/completions", {"model": MODEL, "prompt": prompt})
+    assert response.status_code == 400 and response.json()["error"]["param"] == "prompt"
+
+
+def test_an_unknown_model_is_404(server: Running) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        server.client().chat.completions.create(model="other", messages=HELLO)
+    assert caught.value.code == "model_not_found" and MODEL in caught.value.message
+    with pytest.raises(openai.NotFoundError):
+        server.client().models.retrieve("other")
+
+
+def test_unknown_paths_and_methods_keep_the_error_shape(server: Running) -> None:
+    for response, status in [(httpx.get(f"{server.url}/v2/x"), 404), (httpx.get(f"{server.url}/v1/completions"), 405)]:
+        assert response.status_code == status and set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_models_health_and_version(server: Running) -> None:
+    assert [m.id for m in server.client().models.list()] == [MODEL]
+    assert server.client().models.retrieve(MODEL).model_dump()["draft"] == "desk/3"
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert httpx.get(f"{server.url}/version").json() == {"version": __version__}
+
+
+def test_keys_are_asked_for_only_under_v1() -> None:
+    with serve_scripted(api_keys=["right", "also-right"]) as server:
+        for key in ("right", "also-right"):
+            assert server.client(key).models.list().data
+        with pytest.raises(openai.AuthenticationError) as caught:
+            server.client("wrong").chat.completions.create(model=MODEL, messages=HELLO)
+        assert caught.value.code == "invalid_api_key"
+        for headers in ({}, {"Authorization": "right"}, {"Authorization": "Basic right"}):
+            response = httpx.get(f"{server.url}/v1/models", headers=headers)
+            assert response.status_code == 401 and response.headers["www-authenticate"] == "Bearer"
+        assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_metrics_add_up() -> None:
+    with serve_scripted() as server:
+        server.client().completions.create(model=MODEL, prompt="hello", max_tokens=7)
+        text = httpx.get(f"{server.url}/metrics").text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    label = f'{{model_name="{MODEL}"}}'
+    expected = {
+        f"vllm:spec_decode_num_drafts_total{label}": 3,
+        f"vllm:spec_decode_num_draft_tokens_total{label}": 6,
+        f"vllm:spec_decode_num_accepted_tokens_total{label}": 4,
+        f'vllm:spec_decode_num_accepted_tokens_per_pos_total{{model_name="{MODEL}",position="0"}}': 2,
+        f'vllm:spec_decode_num_accepted_tokens_per_pos_total{{model_name="{MODEL}",position="1"}}': 2,
+        f"vllm:prompt_tokens_total{label}": 5,
+        f"vllm:generation_tokens_total{label}": 7,
+        f"vllm:num_requests_running{label}": 0,
+        f"vllm:num_requests_waiting{label}": 0,
+        f"vllm:kv_cache_usage_perc{label}": 0,
+        f"vllm:time_to_first_token_seconds_count{label}": 1,
+        f"vllm:inter_token_latency_seconds_count{label}": 4,
+        f"vllm:e2e_request_latency_seconds_count{label}": 1,
+        f"vllm:request_queue_time_seconds_count{label}": 1,
+        f"draftline:mean_budget{label}": 2,
+        f"draftline:step_seconds_count{label}": 3,
+    }
+    assert {name: float(values[name]) for name in expected} == expected
+    assert float(values[f"draftline:accepted_length{label}"]) == pytest.approx(7 / 3)
+
+
+def test_a_full_server_answers_429_and_recovers() -> None:
+    engine = ScriptedEngine(max_running=1)
+    engine.gate.clear()
+    with serve_scripted(engine, max_waiting=1) as server:
+        results: list[str] = []
+
+        def ask() -> None:
+            results.append(server.client().completions.create(model=MODEL, prompt="x", max_tokens=3).choices[0].text)
+
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: server.service.worker._num_admitted == 2)
+        response = post(server, "/v1/completions", {"model": MODEL, "prompt": "x"})
+        assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
+        assert response.json()["error"]["type"] == "rate_limit_error"
+        with pytest.raises(openai.RateLimitError):
+            server.client().completions.create(model=MODEL, prompt="x")
+        engine.gate.set()
+        for thread in threads:
+            thread.join(10)
+        assert results == ["abc", "abc"]
+        assert server.client().completions.create(model=MODEL, prompt="x", max_tokens=3).choices[0].text == "abc"
+
+
+def test_more_choices_than_the_server_holds_is_400_not_429() -> None:
+    with serve_scripted(ScriptedEngine(max_running=1), max_waiting=1) as server:
+        response = post(server, "/v1/completions", {"model": MODEL, "prompt": "x", "n": 3})
+        assert response.status_code == 400 and "3 sequences" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_client_that_leaves_frees_its_slot(is_stream: bool) -> None:
+    engine = ScriptedEngine(max_context=100_000, step_s=0.005, max_running=1)
+    with serve_scripted(engine) as server:
+        body = json.dumps({"model": MODEL, "prompt": "x", "max_tokens": 50_000, "stream": is_stream}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(head + body)
+            wait_until(lambda: server.service.worker.load().num_running == 1)
+        left_s = time.monotonic()
+        wait_until(lambda: server.service.worker.load().num_running == 0)
+        assert time.monotonic() - left_s < 2.0
+        assert len(engine.cancelled_ids) == 1
+        assert server.client().completions.create(model=MODEL, prompt="x", max_tokens=3).choices[0].text == "abc"
+
+
+def test_a_client_that_leaves_the_queue_frees_its_place() -> None:
+    engine = ScriptedEngine(max_running=1, step_s=0.005, max_context=100_000)
+    with serve_scripted(engine, max_waiting=1) as server:
+        with server.client().completions.create(model=MODEL, prompt="x", max_tokens=50_000, stream=True) as first:
+            next(iter(first))
+            with pytest.raises(openai.APITimeoutError):
+                server.client().with_options(timeout=0.2).completions.create(model=MODEL, prompt="x")
+            wait_until(lambda: server.service.worker.load().num_waiting == 0)
+            assert server.service.worker._num_admitted == 1
+    assert len(engine.seen) == 1
+
+
+def test_a_slow_reader_does_not_hold_up_others() -> None:
+    engine = ScriptedEngine(max_context=100_000, max_running=2, tokens_per_step=64)
+    with serve_scripted(engine) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as lazy:
+            body = json.dumps({"model": MODEL, "prompt": "x", "max_tokens": 90_000, "stream": True, "logprobs": 0})
+            lazy.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+            wait_until(lambda: engine.num_steps > 10)
+            answer = server.client().completions.create(model=MODEL, prompt="y", max_tokens=300)
+            assert answer.usage is not None and answer.usage.completion_tokens == 300
+            wait_until(lambda: server.service.worker.load().num_running == 0, timeout_s=20)
+
+
+def test_an_engine_crash_ends_streams_with_an_error_and_health_with_503() -> None:
+    engine = ScriptedEngine(max_context=100_000, step_s=0.002)
+    with serve_scripted(engine) as server:
+        stream = iter(server.client().completions.create(model=MODEL, prompt="x", max_tokens=50_000, stream=True))
+        next(stream)
+        engine.crash = ValueError("nan in the logits of somebody else's prompt")
+        with pytest.raises(openai.APIError) as caught:
+            list(stream)
+        assert "engine failed" in caught.value.message.lower() and "somebody" not in caught.value.message
+        health = httpx.get(f"{server.url}/health")
+        assert health.status_code == 503 and "ValueError" in health.json()["error"]["message"]
+        with pytest.raises(openai.InternalServerError) as refused:
+            server.client().completions.create(model=MODEL, prompt="x")
+        assert refused.value.status_code == 503 and "retry-after" in refused.value.response.headers
+
+
+def test_a_crash_before_the_first_token_is_a_500() -> None:
+    engine = ScriptedEngine()
+    engine.crash = ValueError("broken")
+    with serve_scripted(engine) as server:
+        response = post(server, "/v1/completions", {"model": MODEL, "prompt": "x"})
+        assert response.status_code == 500 and response.json()["error"]["code"] == "engine_error"
