@@ -1,0 +1,1 @@
+"""KFP components: one folder a station, each a thin shim around :mod:`components.runtime`."""

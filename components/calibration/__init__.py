@@ -1,0 +1,1 @@
+"""The station ``calibration`` as a KFP component."""

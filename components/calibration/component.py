@@ -1,0 +1,32 @@
+"""KFP component of the station ``calibration``: fit the draft's confidences."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+
+from components.image import DEFAULT_IMAGE
+
+
+@dsl.component(base_image=DEFAULT_IMAGE, install_kfp_package=False)
+def calibration(
+    spec_uri: str,
+    workspace: str,
+    prompts: Input[Dataset],
+    draft: Input[Model],
+    result: Output[Artifact],
+    metrics: Output[Metrics],
+) -> None:
+    """Fit the draft's confidences and profile the step cost.
+
+    Args:
+        spec_uri: Path or object URI of the resolved run spec (YAML).
+        workspace: URI of the workspace.
+        prompts: Result of the station prompts.
+        draft: Result of the station draft.
+        result: Receives the step's result (JSON) and a summary as metadata.
+        metrics: Receives the step's numbers for the KFP page.
+    """
+    from components.runtime import run_station
+
+    run_station(
+        "calibration", spec_uri, workspace, {"prompts": prompts, "draft": draft}, result=result, metrics=metrics
+    )

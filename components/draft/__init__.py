@@ -1,0 +1,1 @@
+"""The station ``draft`` as a KFP component."""

@@ -1,0 +1,28 @@
+"""KFP component of the station ``draft``: train the draft model."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Metrics, Model, Output
+
+from components.image import DEFAULT_IMAGE
+
+
+@dsl.component(base_image=DEFAULT_IMAGE, install_kfp_package=False)
+def draft(
+    spec_uri: str,
+    workspace: str,
+    hidden_states: Input[Dataset],
+    result: Output[Model],
+    metrics: Output[Metrics],
+) -> None:
+    """Train the draft model on the cache.
+
+    Args:
+        spec_uri: Path or object URI of the resolved run spec (YAML).
+        workspace: URI of the workspace.
+        hidden_states: Result of the station hidden-states.
+        result: Receives the step's result (JSON) and a summary as metadata.
+        metrics: Receives the step's numbers for the KFP page.
+    """
+    from components.runtime import run_station
+
+    run_station("draft", spec_uri, workspace, {"hidden-states": hidden_states}, result=result, metrics=metrics)

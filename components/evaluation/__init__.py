@@ -1,0 +1,1 @@
+"""The station ``evaluation`` as a KFP component."""

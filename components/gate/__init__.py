@@ -1,0 +1,1 @@
+"""The station ``gate`` as a KFP component."""

@@ -1,0 +1,1 @@
+"""The station ``hidden-states`` as a KFP component."""

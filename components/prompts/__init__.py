@@ -1,0 +1,1 @@
+"""The station ``prompts`` as a KFP component."""

@@ -1,0 +1,1 @@
+"""The station ``register`` as a KFP component."""

@@ -1,0 +1,171 @@
+"""What every component does: read the spec and the inputs, run the station, write the result.
+
+Runs in the step's own process: a pod on a cluster, a child of the local
+runner otherwise. Components call nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from draftline.errors import DraftlineError
+from draftline.jobs import progress_from_environment
+from draftline.spec import RunSpec, load_spec, parse_spec
+from draftline.steps import StepResult
+from draftline.steps.execute import execute
+from draftline.storage import ObjectStore, open_store
+from draftline.storage.uri import parse_uri
+
+FAILURE_ENV = "DRAFTLINE_FAILURE"
+"""Names the file that takes the error of a failed step; set by the local runner, absent on a cluster."""
+
+
+class Artifact(Protocol):
+    """What is used of a ``kfp.dsl.Artifact``."""
+
+    path: str
+    metadata: MutableMapping[str, Any]
+
+
+class Metrics(Artifact, Protocol):
+    """What is used of a ``kfp.dsl.Metrics``."""
+
+    def log_metric(self, metric: str, value: float) -> None:
+        """Record one number for the KFP page."""
+        ...
+
+
+def run_station(
+    station: str,
+    spec_uri: str,
+    workspace: str,
+    inputs: Mapping[str, Artifact | Sequence[Artifact]],
+    *,
+    result: Artifact,
+    item: str = "",
+    metrics: Metrics | None = None,
+    card: Artifact | None = None,
+    page: Artifact | None = None,
+) -> StepResult:
+    """Bring one station to its committed result and describe it to KFP.
+
+    Args:
+        station: Its name in :data:`draftline.steps.STATIONS`.
+        spec_uri: Path or object URI of the resolved spec.
+        workspace: URI of the workspace.
+        inputs: Artifacts by station, each holding a :class:`StepResult`; a
+            list where the station fans out.
+        result: Its file receives the result, its metadata a summary.
+        item: Fan-out item.
+        metrics: Receives the result's numbers.
+        card: Receives the report's ``card.md``.
+        page: Receives the report's ``report.html``.
+
+    Returns:
+        The committed result.
+
+    Raises:
+        DraftlineError: whatever the station raises; also written to the file
+            that the local runner names.
+    """
+    try:
+        spec = read_spec(spec_uri)
+        store = open_store(workspace)
+        outcome = execute(station, spec, store, read_inputs(inputs), progress_from_environment(), item=item)
+        Path(result.path).write_text(outcome.to_json(), encoding="utf-8")
+        result.metadata.update(summarise(outcome))
+        if metrics is not None:
+            write_metrics(outcome, metrics)
+        for name, target in (("card.md", card), ("report.html", page)):
+            if target is not None:
+                copy_page(outcome, store, name, target)
+    except Exception as error:
+        # The process boundary: kfp.local would tell its parent no more than that the step failed.
+        record_failure(error, f"{station}:{item}" if item else station, os.environ)
+        raise
+    return outcome
+
+
+def read_spec(spec_uri: str) -> RunSpec:
+    """Read the resolved spec from a path or an object URI.
+
+    Raises:
+        SpecError: it is missing or not valid.
+        StorageError: the object cannot be read.
+    """
+    place = parse_uri(spec_uri)
+    if isinstance(place, Path):
+        return load_spec(place)
+    folder, _, name = spec_uri.rpartition("/")
+    return parse_spec(open_store(folder).get(name).decode("utf-8"), origin=spec_uri)
+
+
+def read_inputs(inputs: Mapping[str, Artifact | Sequence[Artifact]]) -> dict[str, StepResult]:
+    """Read input artifacts; the branches of a fan-out become ``station:item``.
+
+    Raises:
+        FormatError: an artifact does not hold a step result.
+    """
+    results: dict[str, StepResult] = {}
+    for station, given in inputs.items():
+        for artifact in given if isinstance(given, Sequence) else [given]:
+            found = StepResult.from_json(Path(artifact.path).read_bytes(), origin=f"the input {station!r}")
+            results[f"{station}:{found.item}" if found.item else station] = found
+    return results
+
+
+def summarise(outcome: StepResult) -> dict[str, str | float]:
+    """Flat facts for the artifact's metadata: the key, the objects' folder and every plain number."""
+    summary: dict[str, str | float] = {"key": outcome.key, "folder": outcome.prefix}
+    if outcome.item:
+        summary["item"] = outcome.item
+    for name, value in sorted(outcome.outputs.items()):
+        if name == "counts" and isinstance(value, Mapping):
+            summary.update({f"count_{part}": count for part, count in sorted(value.items())})
+        elif isinstance(value, str | bool | int | float):
+            summary[name] = value
+    summary.update(sorted(outcome.metrics.items()))
+    return summary
+
+
+def write_metrics(outcome: StepResult, metrics: Metrics) -> None:
+    """Put the result's numbers where the KFP page shows them."""
+    for name, value in sorted(outcome.metrics.items()):
+        metrics.log_metric(name, float(value))
+    # An artifact without a file never hits kfp's local cache and has nothing to upload.
+    Path(metrics.path).write_text("{}", encoding="utf-8")
+
+
+def copy_page(outcome: StepResult, store: ObjectStore, name: str, target: Artifact) -> None:
+    """Copy one file of the result to an artifact that the KFP page shows.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
+    Path(target.path).write_bytes(store.get(f"{outcome.prefix}/{name}"))
+
+
+def record_failure(error: Exception, label: str, environ: Mapping[str, str]) -> None:
+    """Leave a failed step's error for the local runner; the first one counts."""
+    path = environ.get(FAILURE_ENV)
+    if not path:
+        return
+    is_expected = isinstance(error, DraftlineError)
+    document = {
+        "step": label,
+        "message": str(error) if is_expected else f"{type(error).__name__}: {error}",
+        "exit_code": error.exit_code if isinstance(error, DraftlineError) else 1,
+        "is_expected": is_expected,
+    }
+    try:
+        with open(path, "x", encoding="utf-8") as handle:
+            json.dump(document, handle)
+    except OSError:
+        # A full disk or an earlier failure must not hide the error at hand.
+        traceback.print_exc(file=sys.stderr)

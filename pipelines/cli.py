@@ -1,0 +1,268 @@
+"""The command line: ``draftline``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+from draftline import __version__
+from draftline.errors import DraftlineError
+from draftline.spec import RECIPES, dump_spec, load_spec, recipe
+from pipelines.preflight import resolve_spec
+
+DEFAULT_HOME = Path(".draftline")
+DEBUG_ENV = "DRAFTLINE_DEBUG"
+DEMO_RECIPE = "smollm2-135m"
+EXIT_INTERRUPTED = 130
+
+
+class ErrorBoundary(TyperGroup):
+    """Turns every exception of a command into one line and an exit code."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Run the chosen command; see the class."""
+        try:
+            return super().invoke(ctx)
+        except DraftlineError as error:
+            _reraise_if_debugging(error)
+            _say_error(str(error))
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            _say_error("interrupted; start the same command again and it continues where it stopped.")
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            # Usage errors belong to typer, which shows them with the command's usage.
+            if hasattr(error, "exit_code") and hasattr(error, "format_message"):
+                raise
+            _reraise_if_debugging(error)
+            where = _write_crash_log(ctx.meta.get("home", DEFAULT_HOME))
+            _say_error(f"unexpected {type(error).__name__}: {error}. The traceback is in {where}.")
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=ErrorBoundary,
+    name="draftline",
+    help="Train, prove, register and serve a draft model that makes an LLM answer faster without changing its output.",
+    epilog=(
+        "[bold]Start here[/bold]\n\n"
+        "draftline demo                           the whole road on this machine, about 20 minutes\n\n"
+        "draftline recipes smollm2-135m > spec.yaml     a complete spec to edit\n\n"
+        "draftline run spec.yaml --prompts mine.jsonl   your own traffic"
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Home = Annotated[Path, typer.Option(help="Directory of the embedded platform: databases, logs, runs.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the spec; repeatable.")
+]
+Prompts = Annotated[
+    Path | None, typer.Option(metavar="FILE.jsonl", help='Your prompts, one {"turns": ["..."]} object a line.')
+]
+Workspace = Annotated[
+    str | None, typer.Option(metavar="URI", help="Where every artefact lives: a directory or s3://bucket/prefix.")
+]
+ExitAtEnd = Annotated[bool, typer.Option("--exit", help="Stop at the end instead of serving until Ctrl-C.")]
+MlflowPort = Annotated[int | None, typer.Option(help="Port for MLflow on 127.0.0.1; a free one by default.")]
+ServePort = Annotated[int | None, typer.Option(help="Port for the endpoint on 127.0.0.1; a free one by default.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Entry of all commands."""
+    if version:
+        typer.echo(f"draftline {__version__}")
+        raise typer.Exit
+
+
+@app.command(
+    epilog=(
+        "[bold]Examples[/bold]\n\n"
+        "draftline run spec.yaml\n\n"
+        "draftline run --recipe smollm2-135m --set draft.num_layers=2 --set train.steps=600\n\n"
+        "draftline run --recipe smollm2-135m --prompts tickets.jsonl --workspace s3://drafts/tickets --exit\n\n"
+        "Interrupt it whenever you like: the same command continues, finished steps are skipped."
+    )
+)
+def run(
+    ctx: typer.Context,
+    spec: Annotated[Path | None, typer.Argument(metavar="[SPEC.yaml]", help="The run spec.")] = None,
+    recipe_name: Annotated[
+        str | None, typer.Option("--recipe", metavar="NAME", help="A shipped spec; see `draftline recipes`.")
+    ] = None,
+    assignments: Set = None,
+    prompts: Prompts = None,
+    workspace: Workspace = None,
+    home: Home = DEFAULT_HOME,
+    exit_at_end: ExitAtEnd = False,
+    mlflow_port: MlflowPort = None,
+    serve_port: ServePort = None,
+) -> None:
+    """Run the whole pipeline on this machine: train, prove, register, and serve when the gate passes."""
+    from pipelines.session import SessionOptions, run_session
+
+    ctx.meta["home"] = home
+    resolved = resolve_spec(spec, recipe_name, assignments or [], prompts=prompts, workspace=workspace)
+    options = SessionOptions(home, exit_at_end, mlflow_port=mlflow_port, serve_port=serve_port)
+    run_session(resolved, options, Console())
+
+
+@app.command(
+    epilog=(
+        "[bold]Examples[/bold]\n\n"
+        "draftline demo\n\n"
+        "draftline demo --exit                        stop at the end\n\n"
+        "draftline demo --workspace s3://drafts/demo  keep artefacts in S3 (AWS_* variables give access)"
+    )
+)
+def demo(
+    ctx: typer.Context,
+    assignments: Set = None,
+    prompts: Prompts = None,
+    workspace: Workspace = None,
+    home: Home = DEFAULT_HOME,
+    exit_at_end: ExitAtEnd = False,
+    mlflow_port: MlflowPort = None,
+    serve_port: ServePort = None,
+) -> None:
+    """The shipped support desk from raw tickets to a served draft, and an answer streamed from it."""
+    from pipelines.session import SessionOptions, run_session
+
+    ctx.meta["home"] = home
+    resolved = resolve_spec(None, DEMO_RECIPE, assignments or [], prompts=prompts, workspace=workspace)
+    options = SessionOptions(home, exit_at_end, is_demo=True, mlflow_port=mlflow_port, serve_port=serve_port)
+    run_session(resolved, options, Console())
+
+
+@app.command(epilog="Runs until `draftline down`; `draftline run` with the same --home uses it.")
+def up(
+    ctx: typer.Context,
+    home: Home = DEFAULT_HOME,
+    mlflow_port: MlflowPort = None,
+    serve_port: ServePort = None,
+) -> None:
+    """Start the embedded platform: MLflow and Ray on 127.0.0.1."""
+    from draftline.target.allocator import ALLOCATOR_ENV
+    from pipelines.embedded import platform
+
+    ctx.meta["home"] = home
+    console = Console()
+    platform.up(
+        home,
+        mlflow_port=mlflow_port,
+        serve_port=serve_port,
+        worker_env=ALLOCATOR_ENV,
+        on_event=lambda line: console.print(line, style="dim", highlight=False),
+    )
+    console.print(platform.render_status(platform.status(home)))
+
+
+@app.command(epilog="Exit code 0 when every service runs, 1 otherwise.")
+def status(ctx: typer.Context, home: Home = DEFAULT_HOME) -> None:
+    """Show the embedded platform's services, addresses and logs."""
+    from pipelines.embedded import platform
+
+    ctx.meta["home"] = home
+    found = platform.status(home)
+    Console().print(platform.render_status(found))
+    if not found.is_running:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Data and logs stay; only processes are stopped.")
+def down(ctx: typer.Context, home: Home = DEFAULT_HOME) -> None:
+    """Stop the embedded platform and everything it started."""
+    from pipelines.embedded import platform
+
+    ctx.meta["home"] = home
+    stopped = platform.down(home)
+    typer.echo("\n".join(stopped) if stopped else "Nothing was running.")
+
+
+@app.command(
+    epilog=(
+        "[bold]Examples[/bold]\n\n"
+        "draftline recipes\n\n"
+        "draftline recipes smollm2-135m > spec.yaml   a complete spec to edit"
+    )
+)
+def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe as YAML.")] = None) -> None:
+    """List the shipped specs, or print one."""
+    if name is not None:
+        typer.echo(dump_spec(recipe(name)), nl=False)
+        return
+    table = Table()
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what it is for")
+    for known, build in RECIPES.items():
+        table.add_row(known, (build.__doc__ or "").strip().splitlines()[0])
+    Console().print(table)
+
+
+@app.command("compile", epilog="Upload the file to Kubeflow Pipelines, or create runs from it with `kfp run create`.")
+def compile_command(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.yaml", help="File to write.")],
+) -> None:
+    """Compile the pipeline for a Kubeflow Pipelines cluster."""
+    from pipelines.compile import compile_pipeline
+
+    compile_pipeline(output)
+    typer.echo(f"Wrote {output}")
+
+
+@app.command(epilog="[bold]Example[/bold]\n\ndraftline validate spec.yaml --set draft.num_layers=2")
+def validate(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="The run spec.")],
+    assignments: Set = None,
+) -> None:
+    """Check a spec without running anything."""
+    resolved = resolve_spec(spec, None, assignments) if assignments else load_spec(spec)
+    typer.echo(f"{spec} is valid: run {resolved.name!r} of target {resolved.target.source}")
+
+
+def main() -> None:
+    """Entry point of the ``draftline`` command."""
+    app(prog_name="draftline")
+
+
+def _say_error(text: str) -> None:
+    Console(stderr=True).print(f"error: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _reraise_if_debugging(error: BaseException) -> None:
+    if os.environ.get(DEBUG_ENV):
+        raise error
+
+
+def _write_crash_log(home: Path) -> str:
+    path = home / "logs" / "crash.log"
+    text = traceback.format_exc()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError:
+        # Nowhere to write: the traceback must not be lost, so it goes where the line goes.
+        sys.stderr.write(text)
+        return "the lines above"
+    return str(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The process in which ``kfp.local`` runs the pipeline: ``python -m pipelines.local_child REQUEST.json``.
+
+A process of its own because kfp.local leaves ``builtins.print`` and the root
+logger altered, and tells how a run went only in coloured text. Its output
+goes to the run's log; its exit code says whether the run succeeded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+GRACE_S = 10.0
+_POLL_S = 0.5
+
+
+def main() -> int:
+    """Run the requested pipeline; returns the exit code."""
+    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    # A parent that is killed outright cannot stop this run: the run notices and stops itself.
+    threading.Thread(target=_end_with_parent, args=(request["parent_pid"],), daemon=True).start()
+    run_pipeline(request["arguments"], Path(request["artifacts"]))
+    return 0
+
+
+def run_pipeline(arguments: Mapping[str, Any], artifacts: Path) -> None:
+    """Run the training DAG through ``kfp.local``, every step as a child process.
+
+    Args:
+        arguments: Of the pipeline.
+        artifacts: Folder for the steps' artifacts.
+
+    Raises:
+        RuntimeError: a step failed (kfp's own message; the step left a better one).
+    """
+    from kfp import local
+
+    from pipelines.train_draft import train_draft
+
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(artifacts),
+        raise_on_error=True,
+        enable_caching=False,
+    )
+    train_draft(**arguments)
+
+
+def _end_with_parent(parent_pid: int) -> None:
+    while os.getppid() == parent_pid:
+        time.sleep(_POLL_S)
+    # This process leads its group (the parent started it so); steps and their jobs are in it.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(os.getpgrp(), signal.SIGTERM)
+    time.sleep(GRACE_S)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

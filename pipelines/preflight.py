@@ -1,0 +1,133 @@
+"""Everything that can be found wrong in a second, found before anything is started."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from draftline.errors import InputError, NoSpace
+from draftline.prompts.source import source_digest
+from draftline.spec import RunSpec, derive, dump_spec, load_spec, parse_overrides, recipe
+from draftline.storage import ObjectStore, join_uri, open_store
+from draftline.storage.uri import parse_uri
+from draftline.target.fingerprint import target_fingerprint
+
+MIN_FREE_BYTES = 2 * 1024**3
+"""The demo writes about half of it: hidden states, checkpoints, logs, MLflow's copy."""
+
+RUN_ID_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A checked run.
+
+    Attributes:
+        spec: Resolved, with an absolute workspace.
+        spec_uri: Where the resolved spec is stored.
+        run_id: Digest of the resolved spec: the same run again has the same.
+    """
+
+    spec: RunSpec
+    spec_uri: str
+    run_id: str
+
+
+def resolve_spec(
+    spec_file: Path | None,
+    recipe_name: str | None,
+    assignments: list[str],
+    *,
+    prompts: Path | None = None,
+    workspace: str | None = None,
+) -> RunSpec:
+    """Build the spec that the command line asks for.
+
+    Args:
+        spec_file: A YAML file.
+        recipe_name: A shipped recipe instead.
+        assignments: ``key=value`` overrides.
+        prompts: A prompts file that replaces the spec's source.
+        workspace: A workspace that replaces the spec's.
+
+    Returns:
+        The spec; a workspace and prompts on disk are absolute, since steps run elsewhere.
+
+    Raises:
+        SpecError: whatever is wrong with the spec.
+        InputError: neither or both of a file and a recipe.
+    """
+    if (spec_file is None) == (recipe_name is None):
+        raise InputError(
+            "cannot tell which run you mean",
+            got="neither a spec file nor --recipe" if spec_file is None else "both a spec file and --recipe",
+            expected="exactly one of them",
+            remedy="For example `draftline run --recipe smollm2-135m`, or `draftline run spec.yaml`",
+        )
+    base = load_spec(spec_file) if spec_file is not None else recipe(recipe_name or "")
+    overrides = parse_overrides(assignments)
+    if prompts is not None:
+        overrides["prompts.source"] = str(prompts)
+    if workspace is not None:
+        overrides["workspace"] = workspace
+    spec = derive(base, overrides)
+    absolute: dict[str, str] = {}
+    place = parse_uri(spec.workspace)
+    if isinstance(place, Path):
+        absolute["workspace"] = str(place.resolve())
+    source = spec.prompts.source
+    if "://" not in source and not source.startswith("builtin:"):
+        absolute["prompts.source"] = str(Path(source).expanduser().resolve())
+    return derive(spec, absolute)
+
+
+def prepare(spec: RunSpec, home: Path) -> PreparedRun:
+    """Check what a run needs and store its resolved spec in the workspace.
+
+    Args:
+        spec: From :func:`resolve_spec`.
+        home: Where the embedded platform will write.
+
+    Raises:
+        InputError: the prompts cannot be read.
+        TargetError: the target is not there.
+        StorageError: the workspace cannot be used, or a disk is full.
+    """
+    source_digest(spec.prompts)
+    target_fingerprint(spec.target)
+    place = parse_uri(spec.workspace)
+    for folder in [home, place] if isinstance(place, Path) else [home]:
+        check_free_space(folder, MIN_FREE_BYTES)
+    store = open_store(spec.workspace, create=isinstance(place, Path))
+    store.check()
+    return store_spec(spec, store)
+
+
+def store_spec(spec: RunSpec, store: ObjectStore) -> PreparedRun:
+    """Store the resolved spec under ``runs/<run id>/spec.yaml``; storing it again changes nothing."""
+    text = dump_spec(spec)
+    run_id = hashlib.sha256(text.encode()).hexdigest()[:RUN_ID_LENGTH]
+    key = f"runs/{run_id}/spec.yaml"
+    store.put(key, text.encode())
+    return PreparedRun(spec, join_uri(spec.workspace, key), run_id)
+
+
+def check_free_space(folder: Path, needed_bytes: int) -> None:
+    """Check the disk that holds a folder, which need not exist yet.
+
+    Raises:
+        NoSpace: less than ``needed_bytes`` are free.
+    """
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < needed_bytes:
+        raise NoSpace(
+            f"too little free space for {folder}",
+            got=f"{free_bytes / 1024**3:.1f} GiB",
+            expected=f"at least {needed_bytes / 1024**3:.1f} GiB",
+            remedy="Free some, or choose another disk with --workspace and --home",
+        )
