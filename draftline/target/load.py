@@ -1,0 +1,214 @@
+"""Load a target: files, tokenizer, config and the lean model."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from draftline.errors import TargetError
+from draftline.spec import TargetSpec
+from draftline.target.fingerprint import TargetFiles, locate_target, target_fingerprint
+from draftline.target.lean import LeanModel, ModelConfig
+from draftline.target.linear import preferred_dtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass
+class Target:
+    """A loaded target.
+
+    Attributes:
+        folder: Its Hugging Face directory (converted, for GGUF sources).
+        fingerprint: See :func:`draftline.target.fingerprint.target_fingerprint`.
+        config: The facts of its architecture.
+        tokenizer: Its own tokenizer with chat template.
+        eos_token_ids: Tokens that end an answer.
+        dtype: Of the weights and of all arithmetic.
+        weights: State dict by Hugging Face names, emptied of the layers once
+            :attr:`model` has packed them.
+    """
+
+    folder: Path
+    fingerprint: str
+    config: ModelConfig
+    tokenizer: PreTrainedTokenizerBase
+    eos_token_ids: tuple[int, ...]
+    dtype: torch.dtype
+    weights: dict[str, Tensor]
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the LM head."""
+        return self.config.vocab_size
+
+    @property
+    def max_context(self) -> int:
+        """Positions the target was trained for."""
+        return self.config.max_positions
+
+    @property
+    def embedding_VD(self) -> Tensor:
+        """Input embeddings."""
+        return self.weights["model.embed_tokens.weight"]
+
+    @property
+    def lm_head_VD(self) -> Tensor:
+        """Output projection (the embeddings when tied)."""
+        return self.weights.get("lm_head.weight", self.embedding_VD)
+
+    @cached_property
+    def model(self) -> LeanModel:
+        """The lean forward; built at first use."""
+        return LeanModel(self.config, self.weights, self.dtype)
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """``bf16``, ``fp32`` or ``auto`` (what this machine multiplies faster)."""
+    return preferred_dtype() if name == "auto" else DTYPES[name]
+
+
+def load_target(spec: TargetSpec, *, cache_dir: Path | None = None, dtype: str | None = None) -> Target:
+    """Load a target for inference.
+
+    Args:
+        spec: Which, and in what dtype.
+        cache_dir: Where converted GGUF targets are kept; the user's cache by default.
+        dtype: Overrides ``spec.dtype`` (fp32 for exactness proofs).
+
+    Raises:
+        TargetError: not found, not downloadable here, or of an unsupported family.
+    """
+    folder = prepare_target(spec, cache_dir=cache_dir)
+    config_document = json.loads((folder / "config.json").read_text())
+    config = ModelConfig.from_hf(config_document)
+    torch_dtype = resolve_dtype(dtype or spec.dtype)
+    weights = _read_weights(folder, torch_dtype)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return Target(
+        folder, target_fingerprint(spec), config, tokenizer, _eos_ids(folder, config_document), torch_dtype, weights
+    )
+
+
+def prepare_target(spec: TargetSpec, *, cache_dir: Path | None = None) -> Path:
+    """Make sure a Hugging Face directory of the target exists here; returns it.
+
+    GGUF packages are converted once (about 20 s) and kept by fingerprint;
+    hub ids are downloaded by ``huggingface_hub``.
+
+    Raises:
+        TargetError: see :func:`load_target`.
+    """
+    files = locate_target(spec)
+    if files.hub_id is not None:
+        return _download(files.hub_id, spec.revision)
+    assert files.folder is not None
+    if files.gguf_file is None:
+        return files.folder
+    root = cache_dir or default_cache_dir()
+    folder = root / "targets" / target_fingerprint(spec)[:20]
+    with _locked(root / "targets"):
+        if not (folder / "config.json").is_file():
+            _convert_gguf(files, folder)
+    return folder
+
+
+def default_cache_dir() -> Path:
+    """``$XDG_CACHE_HOME/draftline``, or ``~/.cache/draftline``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "draftline"
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                hub_id, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+            )
+        )
+    except Exception as error:  # the hub client raises many kinds; all mean "not to be had"
+        raise TargetError(
+            f"target {hub_id!r} cannot be downloaded ({type(error).__name__})",
+            got=str(error).splitlines()[0][:200],
+            remedy="Check the id and the network, or download it elsewhere and set target.source to the directory",
+        ) from None
+
+
+def _convert_gguf(files: TargetFiles, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert files.folder is not None and files.gguf_file is not None
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            files.folder, gguf_file=files.gguf_file, dtype=torch.float32, low_cpu_mem_usage=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(files.folder, gguf_file=files.gguf_file)
+    except (OSError, ImportError, ValueError) as error:
+        raise TargetError(f"cannot read GGUF target {files.gguf_file}: {error}") from None
+    # save_pretrained refuses a model that still remembers its quantisation.
+    model.config.quantization_config = None
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    # Weights are kept in bf16, so that bf16 and fp32 runs use the very same numbers.
+    model = model.to(torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w", encoding="ascii") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _read_weights(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    shards = sorted(folder.glob("*.safetensors"))
+    if not shards:
+        raise TargetError(
+            f"no weights in {folder}", expected="*.safetensors files", remedy="Save the model with save_pretrained"
+        )
+    weights: dict[str, Tensor] = {}
+    for shard in shards:
+        with safe_open(shard, framework="pt") as handle:
+            for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
+                weights[name] = handle.get_tensor(name).to(dtype)
+    return weights
+
+
+def _eos_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
+    ids: list[int] = []
+    generation = folder / "generation_config.json"
+    sources = [json.loads(generation.read_text())] if generation.is_file() else []
+    for document in [*sources, config]:
+        value = document.get("eos_token_id")
+        ids.extend(value if isinstance(value, list) else [value] if value is not None else [])
+    return tuple(dict.fromkeys(ids))
