@@ -76,17 +76,25 @@ def verify_folder(folder: Path, digests: Mapping[str, str], *, origin: str) -> N
             remedy="It was not registered by Draftline; register the draft again",
         )
     for path, expected in sorted(digests.items()):
-        file = folder / path
-        if not file.is_file():
-            raise FormatError(f"{origin} lacks its file {path}", remedy="Register the draft again")
-        found = file_digest(file)
-        if found != expected:
-            raise FormatError(
-                f"{path} of {origin} is not the file that was registered",
-                got=f"sha256 {found}",
-                expected=expected,
-                remedy="Someone changed it after registration; do not serve it, register the draft again",
-            )
+        verify_file(folder / path, expected, origin=f"{path} of {origin}")
+
+
+def verify_file(file: Path, expected: str, *, origin: str) -> None:
+    """Check one file against its recorded digest.
+
+    Raises:
+        FormatError: it is missing or differs.
+    """
+    if not file.is_file():
+        raise FormatError(f"{origin} is missing", remedy="Register the draft again")
+    found = file_digest(file)
+    if found != expected:
+        raise FormatError(
+            f"{origin} is not the file that was registered",
+            got=f"sha256 {found}",
+            expected=expected,
+            remedy="Someone changed it after registration; do not serve it, register the draft again",
+        )
 
 
 def _listing(names: Iterable[str]) -> str:

@@ -152,9 +152,7 @@ def _parse(lines: Iterable[bytes], spec: PromptsSpec, shingler: Shingler, tally:
     return rows
 
 
-def _compare(
-    rows: Sequence[_Row], spec: PromptsSpec, guard: ContainmentIndex, tally: _Tally, tick: Tick
-) -> list[_Row]:
+def _compare(rows: Sequence[_Row], spec: PromptsSpec, guard: ContainmentIndex, tally: _Tally, tick: Tick) -> list[_Row]:
     index = NearDuplicateIndex(spec.near_duplicate_threshold, RarityOrder(row.shingles for row in rows))
     kept = []
     for done, row in enumerate(rows, start=1):

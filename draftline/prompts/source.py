@@ -94,4 +94,6 @@ def _read_file(path: Path) -> bytes:
     except IsADirectoryError:
         raise InputError(f"the prompts source {path} is a directory", remedy=_REMEDY) from None
     except OSError as error:
-        raise InputError(f"cannot read the prompts file {path}: {error.strerror}", remedy="Check its permissions") from None
+        raise InputError(
+            f"cannot read the prompts file {path}: {error.strerror}", remedy="Check its permissions"
+        ) from None

@@ -1,0 +1,1 @@
+"""The report: model card, figures and one self-contained page for a trained draft."""

@@ -1,0 +1,215 @@
+"""Register, resolve, gate against a real MLflow on SQLite."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.gate import step as gate_step
+from components.register import step as register_step
+from components.registry import connect, resolve
+from draftline.errors import FormatError, PlatformError, RegistryError
+from draftline.registry_layout import TAG_GATE_PASSED, TAG_KEY
+from draftline.report.card import PLOTS
+from draftline.spec import RunSpec, derive, load_spec
+from draftline.steps import StepContext, StepOutput, StepResult
+from draftline.storage.base import ObjectStore
+from tests.report import examples
+
+NAME = "support-desk"
+
+
+def register_context(store: ObjectStore, tag: str, **figures: Any) -> StepContext:
+    """A trained, reported draft, ready to be registered."""
+    suites = {name: examples.evaluation_outputs(name, **figures) for name in ("held-out", "humaneval")}
+    results = examples.trained(store, weights=f"weights {tag}".encode(), suites=suites, tag=tag)
+    report = examples.reported(store, results, key="f" * 19 + tag)
+    inputs = {"draft": results["draft"], "calibration": results["calibration"], "report": report}
+    return examples.context("register", store, inputs, key="9" * 19 + tag)
+
+
+def gate_context(registering: StepContext, registered: StepOutput, spec: RunSpec | None = None) -> StepContext:
+    result = StepResult("register", registering.key, "", {}, dict(registered.outputs))
+    inputs = {"report": registering.inputs["report"], "register": result}
+    return examples.context("gate", registering.store, inputs, key="8" * 20, spec=spec)
+
+
+def register_and_judge(store: ObjectStore, tag: str, **figures: Any) -> tuple[StepOutput, StepOutput]:
+    context = register_context(store, tag, **figures)
+    registered = register_step.run(context)
+    return registered, gate_step.run(gate_context(context, registered))
+
+
+def aliases(uri: str) -> dict[str, str]:
+    found = connect({"MLFLOW_TRACKING_URI": uri}).get_registered_model(NAME).aliases
+    return {alias: str(version) for alias, version in found.items()}
+
+
+def test_registered_folder_is_exactly_the_layout(store: ObjectStore, mlflow_uri: str, tmp_path: Path) -> None:
+    context = register_context(store, "1")
+    output = register_step.run(context)
+    assert output.outputs["version"] == "1"
+    assert output.outputs["model_uri"] == f"models:/{NAME}/1"
+    assert output.metrics["accepted_length/held-out"] == 2.6
+
+    folder = resolve(connect(), NAME, "1", tmp_path / "download")
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    weights = {"draft/config.json", "draft/model.safetensors"}
+    assert found == weights | {"calibration.json", "spec.yaml", "card.md", "metrics.json", *PLOTS}
+    assert (folder / "draft/model.safetensors").read_bytes() == b"weights 1"
+    assert load_spec(folder / "spec.yaml") == context.spec
+
+
+def test_run_carries_params_metrics_and_the_training_curve(store: ObjectStore, mlflow_uri: str) -> None:
+    output = register_step.run(register_context(store, "1"))
+    client = connect()
+    run = client.get_run(output.outputs["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["draft.num_layers"] == "1"
+    assert run.data.metrics["accepted_length/humaneval"] == 2.6
+    assert run.data.metrics["calibration/ece_after"] == 0.026
+    curve = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [point.step for point in curve] == list(range(1, 201))
+    assert {item.path for item in client.list_artifacts(run.info.run_id)} >= {"report.html", "spec.yaml"}
+    version = client.get_model_version(NAME, "1")
+    assert version.tags["draftline.accepted_length/held-out"] == "2.6"
+    assert version.tags[TAG_KEY] == "9" * 19 + "1"
+    assert "2.60" in version.description
+    assert len(version.description) <= 5000
+
+
+def test_registering_again_reuses_the_version(store: ObjectStore, mlflow_uri: str) -> None:
+    context = register_context(store, "1")
+    assert register_step.run(context).outputs == register_step.run(context).outputs
+    assert len(connect().search_model_versions(f"name = '{NAME}'")) == 1
+
+
+def test_attempt_killed_before_the_version_exists_is_continued(
+    store: ObjectStore, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = register_context(store, "1")
+
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(register_step, "_ensure_registered_model", killed)
+        register_step.run(context)
+    output = register_step.run(context)
+    client = connect()
+    experiment = client.get_experiment_by_name(NAME)
+    assert [run.info.run_id for run in client.search_runs([experiment.experiment_id])] == [output.outputs["run_id"]]
+    assert len(client.get_metric_history(output.outputs["run_id"], "train/loss")) == 200
+
+
+def test_given_run_is_used_and_left_open(store: ObjectStore, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = connect()
+    run = client.create_run(client.create_experiment("orchestrator"))
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    output = register_step.run(register_context(store, "1"))
+    assert output.outputs["run_id"] == run.info.run_id
+    assert client.get_run(run.info.run_id).info.status == "RUNNING"
+
+
+def test_stored_file_that_is_not_its_steps_is_refused(store: ObjectStore, mlflow_uri: str) -> None:
+    context = register_context(store, "1")
+    store.put(f"{context.inputs['draft'].prefix}/draft/model.safetensors", b"other weights")
+    with pytest.raises(FormatError, match="not the file its step wrote"):
+        register_step.run(context)
+    assert connect().search_model_versions(f"name = '{NAME}'") == []
+
+
+@pytest.mark.parametrize("again", ["resolve", "register"])
+def test_file_changed_after_registration_is_refused(
+    store: ObjectStore, mlflow_uri: str, tmp_path: Path, again: str
+) -> None:
+    context = register_context(store, "1")
+    register_step.run(context)
+    (weights,) = (tmp_path / "mlruns").rglob("draft/model.safetensors")
+    weights.write_bytes(b"weights X")
+    with pytest.raises(FormatError, match="not the file that was registered"):
+        if again == "resolve":
+            resolve(connect(), NAME, "1", tmp_path / "download")
+        else:
+            register_step.run(context)
+
+
+def test_first_good_version_becomes_champion(store: ObjectStore, mlflow_uri: str, tmp_path: Path) -> None:
+    registered, judged = register_and_judge(store, "1")
+    assert judged.outputs["passed"] is True
+    assert judged.outputs["alias"] == "champion"
+    assert aliases(mlflow_uri) == {"champion": "1"}
+    folder = resolve(connect(), NAME, "champion", tmp_path / "download")
+    assert (folder / "draft/model.safetensors").read_bytes() == b"weights 1"
+    client = connect()
+    version = client.get_model_version(NAME, "1")
+    assert version.tags[TAG_GATE_PASSED] == "true"
+    assert "The gate passed" in version.description
+    stored = Path(client.download_artifacts(registered.outputs["run_id"], "gate.json")).read_text()
+    assert json.loads(stored)["reasons"] == judged.outputs["reasons"]
+
+
+def test_worse_version_stays_challenger(store: ObjectStore, mlflow_uri: str) -> None:
+    register_and_judge(store, "1")
+    _, judged = register_and_judge(store, "2", accepted_length=2.2)
+    assert judged.outputs["passed"] is False
+    failed = [reason["rule"] for reason in judged.outputs["reasons"] if not reason["ok"]]
+    assert failed == [f"accepted length on {suite} against the champion" for suite in ("held-out", "humaneval")]
+    assert aliases(mlflow_uri) == {"champion": "1", "challenger": "2"}
+    assert connect().get_model_version(NAME, "2").tags[TAG_GATE_PASSED] == "false"
+
+
+def test_better_version_takes_over_and_the_old_one_is_previous(store: ObjectStore, mlflow_uri: str) -> None:
+    register_and_judge(store, "1")
+    register_and_judge(store, "2", accepted_length=2.2)
+    _, judged = register_and_judge(store, "3", accepted_length=2.9)
+    assert judged.outputs["passed"] is True
+    assert aliases(mlflow_uri) == {"champion": "3", "previous": "1", "challenger": "2"}
+
+
+def test_judging_again_changes_nothing(store: ObjectStore, mlflow_uri: str) -> None:
+    register_and_judge(store, "1")
+    context = register_context(store, "2", accepted_length=2.9)
+    registered = register_step.run(context)
+    gate_step.run(gate_context(context, registered))
+    again = gate_step.run(gate_context(context, registered))
+    assert again.outputs["alias"] == "champion"
+    assert aliases(mlflow_uri) == {"champion": "2", "previous": "1"}
+
+
+def test_challenger_that_passes_a_new_policy_loses_that_alias(store: ObjectStore, mlflow_uri: str) -> None:
+    context = register_context(store, "1")
+    registered = register_step.run(context)
+    strict = derive(RunSpec(), {"gate.min_speedup": 5.0})
+    assert gate_step.run(gate_context(context, registered, strict)).outputs["alias"] == "challenger"
+    assert aliases(mlflow_uri) == {"challenger": "1"}
+    assert gate_step.run(gate_context(context, registered)).outputs["alias"] == "champion"
+    assert aliases(mlflow_uri) == {"champion": "1"}
+    # A tightened policy is reported, but does not leave the endpoint without a champion.
+    judged = gate_step.run(gate_context(context, registered, strict))
+    assert (judged.outputs["passed"], judged.outputs["alias"]) == (False, "champion")
+    assert aliases(mlflow_uri) == {"champion": "1"}
+
+
+def test_champion_whose_figures_were_changed_is_refused(store: ObjectStore, mlflow_uri: str, tmp_path: Path) -> None:
+    register_and_judge(store, "1")
+    (metrics,) = (tmp_path / "mlruns").rglob("models/*/artifacts/metrics.json")
+    metrics.write_text(metrics.read_text().replace("2.6", "1.6"))
+    with pytest.raises(FormatError, match=r"metrics\.json of support-desk version 1"):
+        register_and_judge(store, "2")
+
+
+@pytest.mark.parametrize("wanted", ["champion", "7"])
+def test_absent_version_says_so(mlflow_uri: str, tmp_path: Path, wanted: str) -> None:
+    with pytest.raises(RegistryError, match="has no support-desk"):
+        resolve(connect(), NAME, wanted, tmp_path / "download")
+
+
+def test_without_a_server_the_error_names_the_remedy() -> None:
+    with pytest.raises(PlatformError, match="draftline up"):
+        connect({})
+    with pytest.raises(PlatformError, match=r"no MLflow server answers at http://127\.0\.0\.1:9"):
+        connect({"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
