@@ -39,11 +39,12 @@ def open_store(uri: str, *, create: bool = False) -> ObjectStore:
 def _open_s3(bucket: str, prefix: str, *, create: bool) -> ObjectStore:
     # boto3 takes a third of a second to import; a local workspace need not pay it.
     from draftline.storage.s3 import S3Store
-    from draftline.storage.s3_client import resolve_config
+    from draftline.storage.s3_client import build_client, build_session, resolve_config
 
-    config = resolve_config(bucket, prefix)
+    session = build_session()
+    config = resolve_config(session, bucket, prefix)
     if create:
         from draftline.storage.provision import ensure_bucket
 
-        ensure_bucket(config)
-    return S3Store(config)
+        ensure_bucket(config, session)
+    return S3Store(config, build_client(config, session))

@@ -20,7 +20,7 @@ def probe(store: ObjectStore) -> None:
         StorageError: the store does not keep its promises, or the child that
             the failing operation raised.
     """
-    key = f".draftline-check-{uuid.uuid4().hex}"
+    key = f".draftline-check-{uuid.uuid4().hex[:12]}"
     store.put_if_absent(key, _CONTENT)
     try:
         _must_refuse_second_create(store, key)

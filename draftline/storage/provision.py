@@ -13,22 +13,23 @@ from minio.commonconfig import ENABLED, Filter
 from minio.error import InvalidResponseError, S3Error, ServerError
 from minio.lifecycleconfig import AbortIncompleteMultipartUpload, LifecycleConfig, Rule
 
-from draftline.errors import AccessDenied, StorageError, StoreUnreachable
+from draftline.errors import AccessDenied, StorageError
 from draftline.storage.s3_client import S3Config, build_client
-from draftline.storage.s3_errors import from_code, to_storage_error
+from draftline.storage.s3_errors import from_code, to_storage_error, unreachable
 
 _ABANDONED_UPLOAD_DAYS = 7
 _READ_TIMEOUT_S = 20.0
 
 
-def ensure_bucket(config: S3Config) -> bool:
+def ensure_bucket(config: S3Config, session: boto3.session.Session) -> bool:
     """Create the bucket unless it exists.
 
     A bucket made here also gets a rule that drops the parts of uploads
     nobody finished after 7 days; a bucket found is left as it is.
 
     Args:
-        config: The store; credentials come from boto3's chain.
+        config: The store.
+        session: Where the credentials come from.
 
     Returns:
         Whether the bucket was created.
@@ -36,8 +37,8 @@ def ensure_bucket(config: S3Config) -> bool:
     Raises:
         AccessDenied, StoreUnreachable, NoSpace, StorageError: with a remedy.
     """
-    what = f"Cannot create the bucket {config.bucket}"
-    client = _minio_client(config, what)
+    what = f"Cannot create the bucket {config.bucket!r}"
+    client = _minio_client(config, session, what)
     try:
         if client.bucket_exists(config.bucket):
             return False
@@ -53,11 +54,9 @@ def ensure_bucket(config: S3Config) -> bool:
     except InvalidResponseError as error:
         raise StorageError(what, got=f"an answer that is not S3 from {config.where}") from error
     except urllib3.exceptions.HTTPError as error:
-        raise StoreUnreachable(
-            what,
-            got=f"no answer from {config.where} ({error})",
-            remedy="Check that the server runs and that AWS_ENDPOINT_URL_S3 is its address",
-        ) from error
+        # MaxRetryError wraps the error that tells.
+        reason = getattr(error, "reason", None) or error
+        raise unreachable(what, config.where, str(reason).rpartition(": ")[2]) from error
     return True
 
 
@@ -67,11 +66,11 @@ def _house_rules() -> LifecycleConfig:
     return LifecycleConfig([rule])
 
 
-def _minio_client(config: S3Config, what: str) -> Minio:
+def _minio_client(config: S3Config, session: boto3.session.Session, what: str) -> Minio:
     """A MinIO client with the endpoint, region, credentials and CA bundle that boto3 would use."""
-    endpoint = urlsplit(build_client(config).meta.endpoint_url)
+    endpoint = urlsplit(build_client(config, session).meta.endpoint_url)
     try:
-        credentials = boto3.session.Session().get_credentials()
+        credentials = session.get_credentials()
         frozen = credentials.get_frozen_credentials() if credentials else None
     except BotoCoreError as error:
         raise to_storage_error(error, what, config.where) from error
@@ -79,7 +78,12 @@ def _minio_client(config: S3Config, what: str) -> Minio:
         raise AccessDenied(what, got="no credentials", remedy="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     pool = urllib3.PoolManager(
         timeout=urllib3.Timeout(connect=config.connect_timeout_s, read=_READ_TIMEOUT_S),
-        retries=urllib3.Retry(total=config.max_attempts - 1, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504)),
+        retries=urllib3.Retry(
+            total=config.max_attempts - 1,
+            backoff_factor=0.2,
+            status_forcelist=(500, 502, 503, 504),
+            raise_on_status=False,
+        ),
         ca_certs=botocore.session.get_session().get_config_variable("ca_bundle"),
     )
     return Minio(

@@ -21,7 +21,7 @@ from draftline.storage.base import ObjectInfo
 from draftline.storage.files import replace_durably, translated
 from draftline.storage.keys import validate_key, validate_prefix
 from draftline.storage.probe import probe
-from draftline.storage.s3_client import S3Config, build_client
+from draftline.storage.s3_client import S3Config, build_client, build_session
 from draftline.storage.s3_errors import (
     CONFLICT,
     NOT_FOUND,
@@ -54,14 +54,15 @@ class S3Store:
 
     Args:
         config: Bucket, prefix, endpoint; see :func:`draftline.storage.s3_client.resolve_config`.
+        client: A client of this process for the same endpoint, if there is one already.
     """
 
-    def __init__(self, config: S3Config) -> None:
+    def __init__(self, config: S3Config, client: S3Client | None = None) -> None:
         self._config = config
         self._root = f"{config.prefix}/" if config.prefix else ""
         self._lock = threading.Lock()
-        self._client: S3Client | None = None
-        self._client_pid = 0
+        self._client = client
+        self._client_pid = os.getpid()
 
     def __reduce__(self) -> tuple[type[S3Store], tuple[S3Config]]:
         return (S3Store, (self._config,))
@@ -173,7 +174,7 @@ class S3Store:
         """This process's client; a forked child must not share its parent's connections."""
         with self._lock:
             if self._client is None or self._client_pid != os.getpid():
-                self._client = build_client(self._config)
+                self._client = build_client(self._config, build_session())
                 self._client_pid = os.getpid()
             return self._client
 
@@ -184,13 +185,10 @@ class S3Store:
     def _translated(self, verb: str, key: str) -> Iterator[None]:
         try:
             yield
-        except RetriesExceededError as error:
-            raise to_storage_error(error.last_exception, self._cannot(verb, key), self._config.where) from error
-        except (BotoCoreError, ClientError, Boto3Error, S3DownloadFailedError) as error:
-            raise to_storage_error(error, self._cannot(verb, key), self._config.where) from error
-
-    def _cannot(self, verb: str, key: str) -> str:
-        return f"Cannot {verb} {self._name(key)}"
+        except (BotoCoreError, ClientError, Boto3Error, S3DownloadFailedError, RetriesExceededError) as error:
+            cause = error.last_exception if isinstance(error, RetriesExceededError) else error
+            what = f"Cannot {verb} {self._name(key)}"
+            raise to_storage_error(cause, what, self._config.where, reads_object=verb == "read") from error
 
     def _read(self, key: str, byte_range: str | None) -> bytes:
         """The body; botocore repeats a request until the answer starts, this repeats it when the answer breaks off."""

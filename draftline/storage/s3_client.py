@@ -58,7 +58,7 @@ class S3Config:
         return self.endpoint_url or "AWS S3"
 
 
-def resolve_config(bucket: str, prefix: str = "") -> S3Config:
+def resolve_config(session: boto3.session.Session, bucket: str, prefix: str = "") -> S3Config:
     """Fix endpoint and region as boto3 finds them here and now.
 
     The endpoint is ``AWS_ENDPOINT_URL_S3``, else ``AWS_ENDPOINT_URL``, else
@@ -66,11 +66,9 @@ def resolve_config(bucket: str, prefix: str = "") -> S3Config:
 
     Raises:
         SpecError: the configured endpoint is not a URL.
-        StorageError: boto3's configuration cannot be used, for example an
-            unknown profile.
+        StorageError: boto3's configuration cannot be used.
     """
     try:
-        session = boto3.session.Session()
         endpoint = session.client("s3").meta.endpoint_url
     except ValueError as error:
         raise SpecError(
@@ -83,7 +81,19 @@ def resolve_config(bucket: str, prefix: str = "") -> S3Config:
     return S3Config(bucket, prefix, None if _is_aws(endpoint) else endpoint, session.region_name)
 
 
-def build_client(config: S3Config) -> S3Client:
+def build_session() -> boto3.session.Session:
+    """boto3's configuration as it is here and now; making clients from one session is ten times faster.
+
+    Raises:
+        StorageError: the configuration cannot be used, for example an unknown profile.
+    """
+    try:
+        return boto3.session.Session()
+    except BotoCoreError as error:
+        raise to_storage_error(error, "Cannot set up S3 access", "boto3's configuration") from error
+
+
+def build_client(config: S3Config, session: boto3.session.Session) -> S3Client:
     """A new client; safe for many threads, not for a forked child.
 
     Raises:
@@ -103,7 +113,6 @@ def build_client(config: S3Config) -> S3Client:
     # A server that is not AWS still needs some region in the signature; this is the one that all of them take.
     region = config.region or (None if is_aws else "us-east-1")
     try:
-        session = boto3.session.Session()
         return session.client("s3", endpoint_url=config.endpoint_url, region_name=region, config=settings)
     except BotoCoreError as error:
         raise to_storage_error(error, "Cannot set up S3 access", config.where) from error

@@ -1,0 +1,3 @@
+"""Fixtures for all tests come from plugins, one module per kind of server."""
+
+pytest_plugins = ["tests.plugins.golden", "tests.servers.platform", "tests.servers.s3"]
