@@ -80,6 +80,8 @@ def launch(layout: Layout, plan: Plan, timeout_s: float, on_event: Events) -> Pl
             if pending and time.monotonic() - started_s > timeout_s:
                 raise _failure(next(iter(pending)), f"is not healthy after {timeout_s:g} s")
             time.sleep(_POLL_S if pending else 0)
+        state = state.model_copy(update={"is_ready": True})
+        save_state(layout, state)
     except BaseException:
         # KeyboardInterrupt too: a start that was broken off leaves nothing behind.
         retire(layout, state)
@@ -88,7 +90,7 @@ def launch(layout: Layout, plan: Plan, timeout_s: float, on_event: Events) -> Pl
 
 
 def is_healthy(state: PlatformState, names: Sequence[str], patience_s: float = 0.0) -> bool:
-    """Tell whether every one of the named services runs and answers.
+    """Tell whether every one of the named services was started, runs and answers.
 
     Args:
         state: The record.
@@ -96,7 +98,7 @@ def is_healthy(state: PlatformState, names: Sequence[str], patience_s: float = 0
         patience_s: How long a service that runs may take to answer (the machine may be busy).
     """
     deadline = time.monotonic() + patience_s
-    if {record.name for record in state.services} != set(names):
+    if not state.is_ready or {record.name for record in state.services} != set(names):
         return False
     while True:
         if any(record.process.find() is None for record in state.services):
@@ -243,4 +245,3 @@ def _read_log(log: Path) -> str:
         return log.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-

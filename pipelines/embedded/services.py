@@ -23,6 +23,9 @@ _FOREIGN_ENV = frozenset(
     }
 )  # fmt: skip
 
+# Names that point boto3, and MLflow with it, at an S3 server other than Amazon's.
+_ENDPOINT_ENV = frozenset({"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL"})
+
 
 @dataclass(frozen=True)
 class ServiceSpec:
@@ -76,7 +79,7 @@ def mlflow_service(directory: Path, port: int, artifacts_uri: str | None, env: M
         env: Variables beside the inherited ones.
     """
     own_env = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    if artifacts_uri is not None and any(name in os.environ for name in ("AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL")):
+    if _ENDPOINT_ENV.intersection({*os.environ, *env}):
         # Not every S3 server accepts the trailing checksums that boto3 sends by default.
         own_env |= {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required"}
         own_env |= {"AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required"}

@@ -110,6 +110,7 @@ class PlatformState(_Record):
         dashboard_url: Ray's dashboard, if it runs.
         serve_port: Port set aside for the Ray Serve HTTP proxy.
         client_env: Environment that a client process needs.
+        is_ready: Whether all services were healthy once; False while they start.
         services: What was started so far, in order of start.
     """
 
@@ -124,6 +125,7 @@ class PlatformState(_Record):
     dashboard_url: str | None
     serve_port: int
     client_env: Mapping[str, str]
+    is_ready: bool = False
     services: tuple[ServiceRecord, ...] = ()
 
 

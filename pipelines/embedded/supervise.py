@@ -152,7 +152,9 @@ class _Supervisor:
                 self._exit_code = os.waitstatus_to_exitcode(status)
 
     def _say(self, text: str) -> None:
-        print(f"[draftline] {time.strftime('%Y-%m-%d %H:%M:%S')} {self._args.name}: {text}", file=sys.stderr, flush=True)
+        print(
+            f"[draftline] {time.strftime('%Y-%m-%d %H:%M:%S')} {self._args.name}: {text}", file=sys.stderr, flush=True
+        )
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
