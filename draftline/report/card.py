@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -116,12 +117,12 @@ def _losslessness(data: ReportData) -> str:
         found = outputs.get("lossless") or {}
         verdict = found.get("verdict", "not-checked")
         if verdict == "not-checked":
-            lines.append(f"- **{_cell(suite)}**: not checked.")
+            lines.append(f"- **{_plain(suite)}**: not checked.")
             continue
         equal = f"{_count(found.get('num_equal'))} of {_count(found.get('num_prompts'))}"
-        line = f"- **{_cell(suite)}**: {verdict}; {equal} prompts gave the same tokens with and without the draft."
+        line = f"- **{_plain(suite)}**: {verdict}; {equal} prompts gave the same tokens with and without the draft."
         if found.get("first_difference"):
-            line += f" First difference: {_cell(str(found['first_difference']))}."
+            line += f" First difference: {_plain(str(found['first_difference']))}."
         lines.append(line)
     return "\n".join(lines) + (
         f"\n\nCompared token for token, greedy, target in fp32, first {data.spec.evaluation.lossless_tokens} tokens. "
@@ -133,7 +134,7 @@ def _losslessness(data: ReportData) -> str:
 
 def _domains_table(data: ReportData) -> str:
     rows = [
-        (suite, domain, _figure(value))
+        (suite, _plain(domain), _figure(value))
         for suite, outputs in data.suites.items()
         for domain, value in sorted((outputs.get("domains") or {}).items())
     ]
@@ -206,13 +207,12 @@ def _spec_text(data: ReportData) -> str:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _cell(text: str) -> str:
-    """Text that cannot break out of a table cell or start markup; labels come from users' files."""
-    flat = " ".join(text.split())
-    return flat if flat.startswith("`") else flat.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+def _plain(text: str) -> str:
+    """Text that cannot start markup or leave its table cell: labels come from users' files."""
+    return re.sub(r"([\\`*\[\]|<>])", r"\\\1", " ".join(text.split()))
 
 
 def _code(text: str) -> str:

@@ -77,8 +77,8 @@ def test_run_carries_params_metrics_and_the_training_curve(store: ObjectStore, m
     version = client.get_model_version(NAME, "1")
     assert version.tags["draftline.accepted_length/held-out"] == "2.6"
     assert version.tags[TAG_KEY] == "9" * 19 + "1"
-    assert "2.60" in version.description
-    assert len(version.description) <= 5000
+    assert "2.60" in str(version.description)
+    assert len(str(version.description)) <= 5000
 
 
 def test_registering_again_reuses_the_version(store: ObjectStore, mlflow_uri: str) -> None:
@@ -101,6 +101,7 @@ def test_attempt_killed_before_the_version_exists_is_continued(
     output = register_step.run(context)
     client = connect()
     experiment = client.get_experiment_by_name(NAME)
+    assert experiment is not None
     assert [run.info.run_id for run in client.search_runs([experiment.experiment_id])] == [output.outputs["run_id"]]
     assert len(client.get_metric_history(output.outputs["run_id"], "train/loss")) == 200
 
@@ -147,7 +148,7 @@ def test_first_good_version_becomes_champion(store: ObjectStore, mlflow_uri: str
     client = connect()
     version = client.get_model_version(NAME, "1")
     assert version.tags[TAG_GATE_PASSED] == "true"
-    assert "The gate passed" in version.description
+    assert "The gate passed" in str(version.description)
     stored = Path(client.download_artifacts(registered.outputs["run_id"], "gate.json")).read_text()
     assert json.loads(stored)["reasons"] == judged.outputs["reasons"]
 

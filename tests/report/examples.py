@@ -39,7 +39,8 @@ def evaluation_outputs(suite: str, *, accepted_length: float = 2.6, speedup: flo
 
 def calibration_outputs() -> dict[str, Any]:
     """Calibration outputs for seven positions."""
-    reliability, before = [], []
+    reliability: list[list[dict[str, float]]] = []
+    before: list[list[dict[str, float]]] = []
     for position in range(7):
         centres = [0.05 + 0.1 * k for k in range(10)]
         counts = [20 + 30 * abs(k - 5) for k in range(10)]
