@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, TypeVar
@@ -124,9 +125,7 @@ async def _answer(
         job.generation.close()
 
 
-async def _collect_unless_gone(
-    request: Request, service: CompletionService, job: Job, renderer: Renderer
-) -> Response:
+async def _collect_unless_gone(request: Request, service: CompletionService, job: Job, renderer: Renderer) -> Response:
     """The whole answer, or nothing as soon as the client has hung up."""
     collecting = asyncio.ensure_future(_collect(service, job, renderer))
     watching = asyncio.ensure_future(_until_disconnect(request))
@@ -143,9 +142,7 @@ async def _collect_unless_gone(
 
 async def _collect(service: CompletionService, job: Job, renderer: Renderer) -> Response:
     pieces = [piece async for piece in job.generation.pieces()]
-    document = renderer.whole(
-        merge(pieces, job.generation.num_choices), service.usage(job), service.metrics(job)
-    )
+    document = renderer.whole(merge(pieces, job.generation.num_choices), service.usage(job), service.metrics(job))
     return Response(document.model_dump_json(), media_type="application/json")
 
 
@@ -166,7 +163,7 @@ async def _events(
             yield _event(renderer.closing(service.usage(job), service.metrics(job)).model_dump_json())
     except DraftlineError as error:
         # The status line is long gone; OpenAI clients raise on an event that holds an error.
-        yield _event(JSONResponse(to_http(error).document()).body.decode())
+        yield _event(json.dumps(to_http(error).document()))
     yield _event("[DONE]")
 
 

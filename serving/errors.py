@@ -155,7 +155,9 @@ def to_http(error: BaseException) -> HttpError:
             headers["Retry-After"] = str(RETRY_AFTER_S)
         if error.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return HttpError(error.status, ErrorBody(message=str(error), type=error.type, param=error.param, code=error.code), headers)
+        return HttpError(
+            error.status, ErrorBody(message=str(error), type=error.type, param=error.param, code=error.code), headers
+        )
     for kind, (status, error_type, code) in _CORE_ERRORS.items():
         if isinstance(error, kind):
             return HttpError(status, ErrorBody(message=str(error), type=error_type, code=code))

@@ -120,7 +120,9 @@ class CompletionService:
             ServingError: what the client should be told.
         """
         self._check(request)
-        messages = [{"role": m.role if m.role != "developer" else "system", "content": m.text} for m in request.messages]
+        messages = [
+            {"role": m.role if m.role != "developer" else "system", "content": m.text} for m in request.messages
+        ]
         prompt = await self._tokenize(partial(self._encode_chat, messages))
         return self._start("chatcmpl", request, [prompt])
 
@@ -189,7 +191,7 @@ class CompletionService:
 
     def _start(self, prefix: str, request: SamplingFields, prompts: list[list[int]]) -> Job:
         job_id = f"{prefix}-{secrets.token_hex(12)}"
-        sequences = []
+        sequences: list[EngineRequest] = []
         for prompt in prompts:
             sampling = self._sampling(request, len(prompt))
             for number in range(request.n or 1):
@@ -214,7 +216,9 @@ class CompletionService:
             )
         max_tokens = room if limit is None else limit
         if request.min_tokens > max_tokens:
-            raise BadRequest(f"min_tokens={request.min_tokens} is above the {max_tokens} tokens left", param="min_tokens")
+            raise BadRequest(
+                f"min_tokens={request.min_tokens} is above the {max_tokens} tokens left", param="min_tokens"
+            )
         return SamplingParams(
             max_tokens=max_tokens,
             temperature=_temperature(request.temperature),

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from draftline.engine.requests import EngineLoad, EngineRequest, SpeculationStats, TokenEvent
 from draftline.errors import DraftlineError, InputError
@@ -50,6 +50,10 @@ class ServingEngine(Protocol):
 
     def load(self) -> EngineLoad:
         """A snapshot."""
+        ...
+
+    def swap_draft(self, draft: Any) -> None:
+        """Exchange the draft; requests in flight continue. Only the engine knows the draft's type."""
         ...
 
 

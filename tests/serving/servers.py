@@ -37,11 +37,15 @@ class Running:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=20.0)
 
 
-def make_service(engine: ScriptedEngine, *, max_waiting: int = 4) -> CompletionService:
+def make_service(engine: ScriptedEngine, *, max_waiting: int = 4, model_name: str = MODEL) -> CompletionService:
     """A started service; close it."""
-    worker = EngineWorker(lambda: engine, max_running=engine.max_running, max_waiting=max_waiting, model_name=MODEL)
+    worker = EngineWorker(
+        lambda: engine, max_running=engine.max_running, max_waiting=max_waiting, model_name=model_name
+    )
     worker.start().result(timeout=5)
-    info = ServiceInfo(MODEL, engine.max_context, num_spec_tokens=engine.tokens_per_step - 1, draft="desk/3", created=1)
+    info = ServiceInfo(
+        model_name, engine.max_context, num_spec_tokens=engine.tokens_per_step - 1, draft="desk/3", created=1
+    )
     return CompletionService(worker, ByteText(), info)
 
 

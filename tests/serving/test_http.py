@@ -41,7 +41,11 @@ def test_a_chat_answer_is_whole(server: Running) -> None:
     assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", "abcdefg", "length")
     prompt = len("system:be kind\nuser:hi\n")
     assert answer.usage is not None
-    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (prompt, 7, prompt + 7)
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (
+        prompt,
+        7,
+        prompt + 7,
+    )
     assert answer.id.startswith("chatcmpl-") and answer.object == "chat.completion" and answer.model == MODEL
     assert answer.model_dump()["metrics"] == {
         "speculative_decoding": {
@@ -107,7 +111,12 @@ def test_chat_logprobs_name_each_chosen_token() -> None:
         answer = server.client().chat.completions.create(model=MODEL, messages=HELLO, logprobs=True)
         assert answer.choices[0].message.content == "aé" and answer.choices[0].logprobs is not None
         content = answer.choices[0].logprobs.content or []
-    assert [(t.token, t.bytes) for t in content] == [("a", [97]), ("\ufffd", None), ("\ufffd", None), ("<end>", list(b"<end>"))]
+    assert [(t.token, t.bytes) for t in content] == [
+        ("a", [97]),
+        ("\ufffd", None),
+        ("\ufffd", None),
+        ("<end>", list(b"<end>")),
+    ]
     assert {t.logprob for t in content} == {-0.5}
 
 
@@ -373,7 +382,9 @@ def test_a_slow_reader_does_not_hold_up_others() -> None:
     with serve_scripted(engine) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as lazy:
             body = json.dumps({"model": MODEL, "prompt": "x", "max_tokens": 90_000, "stream": True, "logprobs": 0})
-            lazy.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+            lazy.sendall(
+                f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+            )
             wait_until(lambda: engine.num_steps > 10)
             answer = server.client().completions.create(model=MODEL, prompt="y", max_tokens=300)
             assert answer.usage is not None and answer.usage.completion_tokens == 300

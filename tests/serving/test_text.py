@@ -58,7 +58,9 @@ def test_any_bytes_come_out_as_the_whole_decodes(ids: list[int]) -> None:
 
 
 @given(data=st.data())
-def test_any_ids_of_a_byte_level_bpe_come_out_as_the_whole_decodes(byte_level: FastTokenizer, data: st.DataObject) -> None:
+def test_any_ids_of_a_byte_level_bpe_come_out_as_the_whole_decodes(
+    byte_level: FastTokenizer, data: st.DataObject
+) -> None:
     size = byte_level.tokenizer.get_vocab_size()
     ids = data.draw(st.lists(st.integers(0, size - 1), max_size=60))
     assert "".join(_pieces(Detokenizer(byte_level), ids)) == byte_level.decode(ids)

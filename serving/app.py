@@ -1,0 +1,106 @@
+"""The Ray Serve application: one deployment that is ingress and engine in one.
+
+Why one: see docs/adr/0010-one-deployment-for-ingress-and-engine.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.config import AutoscalingConfig
+
+from draftline.errors import PlatformError
+from serving.api import create_api
+from serving.loopback import confine_replica_port
+from serving.replica import Replica, ReplicaConfig, StartReplica, read_api_keys, start_replica
+
+DEPLOYMENT = "engine"
+
+SPARE_REQUESTS = 32
+"""Requests beyond slots and queue that Serve may hand to a replica.
+
+They are health checks, scrapes and requests that get our own 429 at once;
+were there none, Serve would queue the surplus itself, without an answer.
+"""
+
+
+@serve.ingress()
+class EngineReplica:
+    """One engine with its HTTP surface.
+
+    Args:
+        config: What to load and serve.
+        start: Puts the replica together.
+    """
+
+    def __init__(self, config: ReplicaConfig, start: StartReplica = start_replica) -> None:
+        confine_replica_port(ray.util.get_node_ip_address())
+        self._keys = read_api_keys(config.api_keys_file)
+        self._replica: Replica = start(config)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve after the constructor."""
+        return create_api(self._replica.service, self._keys)
+
+    def check_health(self) -> None:
+        """Called by Serve; raising makes it replace this replica.
+
+        Raises:
+            PlatformError: the engine is dead.
+        """
+        worker = self._replica.service.worker
+        if not worker.is_healthy:
+            raise PlatformError("the engine is not running", got=repr(worker.failure))
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve; sums of work, which is what a policy may scale on."""
+        load = self._replica.service.worker.load()
+        return {
+            "running": float(load.num_running),
+            "waiting": float(load.num_waiting),
+            "kv_cache_usage": load.kv_cache_usage,
+            "mean_budget": load.mean_budget,
+        }
+
+    def __del__(self) -> None:
+        """Called by Serve on shutdown, and by Python when the constructor failed."""
+        replica: Replica | None = getattr(self, "_replica", None)
+        if replica is not None:
+            replica.close()
+
+
+def build_app(config: ReplicaConfig, start: StartReplica = start_replica) -> serve.Application:
+    """The application, ready for ``serve.run``.
+
+    The replica asks Ray for one CPU and computes with ``config.num_threads``:
+    on one machine it shares the cores with whatever pipeline step runs.
+
+    Args:
+        config: For every replica.
+        start: Puts a replica together; another engine behind the same surface is another function here.
+    """
+    spec = config.spec.serving
+    scaling: dict[str, Any] = {"num_replicas": spec.min_replicas}
+    if spec.max_replicas > spec.min_replicas:
+        scaling = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=spec.min_replicas,
+                max_replicas=spec.max_replicas,
+                target_ongoing_requests=spec.max_requests,
+            )
+        }
+    decorate = serve.deployment(
+        name=DEPLOYMENT,
+        max_ongoing_requests=spec.max_requests + spec.max_waiting + SPARE_REQUESTS,
+        ray_actor_options={"num_cpus": 1},
+        health_check_period_s=5.0,
+        graceful_shutdown_timeout_s=30.0,
+        # A wrong draft or target does not get better by trying; the second try is for a registry that was restarting.
+        max_constructor_retry_count=2,
+        **scaling,
+    )
+    application: serve.Application = decorate(EngineReplica).bind(config, start)
+    return application

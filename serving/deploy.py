@@ -1,0 +1,233 @@
+"""Bring the endpoint up on a Ray cluster, and take it down; the driver may exit, the endpoint lives on.
+
+``python -m serving.deploy REQUEST RESULT`` is the child process of the deploy
+station (see :mod:`draftline.jobs`); ``deploy`` and ``undeploy`` are its parts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import httpx
+
+from draftline.errors import DraftlineError, PlatformError, StepError
+from draftline.jobs import read_request, write_result
+from draftline.registry_layout import ALIAS_CHAMPION
+from draftline.steps.context import StepContext, StepOutput
+from serving.replica import ReplicaConfig, StartReplica, open_draft_source, start_replica
+
+HOST = "127.0.0.1"
+DEFAULT_PORT = 8000
+APP = "draftline"
+"""Name of the Serve application. A platform has one endpoint: another run's deployment replaces what it serves."""
+PORT_ENV = "DRAFTLINE_SERVE_PORT"
+API_KEYS_FILE_ENV = "DRAFTLINE_API_KEYS_FILE"
+TRACKING_URI_ENV = "MLFLOW_TRACKING_URI"
+
+_POLL_S = 0.25
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A running endpoint.
+
+    Attributes:
+        endpoint: Base URL for OpenAI clients.
+        model: Name to put in ``model``.
+        app: Name of the Serve application.
+        draft: The draft in use, ``None`` without one.
+    """
+
+    endpoint: str
+    model: str
+    app: str
+    draft: str | None
+
+
+def deploy(
+    config: ReplicaConfig,
+    *,
+    app: str = APP,
+    port: int = DEFAULT_PORT,
+    ray_address: str | None = None,
+    timeout_s: float = 300.0,
+    start: StartReplica = start_replica,
+) -> Endpoint:
+    """Deploy and wait until one request was answered.
+
+    A draft is fetched and verified here first, so that a bad one never makes
+    Serve replace a replica that works. Deploying the same again changes
+    nothing and is quick.
+
+    Args:
+        config: For the replicas.
+        app: Name of the Serve application.
+        port: Of the HTTP proxy on 127.0.0.1; fixed by whoever starts Serve first.
+        ray_address: A running Ray; ``None`` reads ``RAY_ADDRESS``.
+        timeout_s: For everything after Serve has started.
+        start: Puts a replica together.
+
+    Raises:
+        PlatformError: no Ray there, the port is taken, or the application does not come up.
+        DraftlineError: the draft cannot be had or is not what was registered.
+    """
+    if config.draft_uri is not None:
+        source = open_draft_source(config)
+        source.fetch(source.current())
+    _connect(ray_address)
+    _start_serve(port)
+    _run(config, app, start)
+    root = f"http://{HOST}:{port}"
+    deadline_s = time.monotonic() + timeout_s
+    draft = _wait_for_health(root, deadline_s)
+    _prove(f"{root}/v1", config, deadline_s)
+    return Endpoint(f"{root}/v1", config.spec.serving.model_name, app, draft)
+
+
+def undeploy(app: str = APP, *, ray_address: str | None = None) -> None:
+    """Remove the application; Serve itself and other applications stay. Absent is fine."""
+    from ray import serve
+
+    _connect(ray_address)
+    if app in serve.status().applications:
+        serve.delete(app)
+
+
+def run(context: StepContext, environ: Mapping[str, str] = os.environ) -> StepOutput:
+    """The deploy station's work: serve the champion of the run's registered model.
+
+    Raises:
+        DraftlineError: as :func:`deploy`.
+    """
+    keys_file = environ.get(API_KEYS_FILE_ENV)
+    model_name = context.inputs["register"].outputs["model_name"]
+    config = ReplicaConfig(
+        spec=context.spec,
+        draft_uri=None if context.spec.serving.policy == "off" else f"models:/{model_name}@{ALIAS_CHAMPION}",
+        tracking_uri=environ.get(TRACKING_URI_ENV),
+        num_threads=os.cpu_count() or 1,
+        api_keys_file=Path(keys_file) if keys_file else None,
+    )
+    port = environ.get(PORT_ENV, str(DEFAULT_PORT))
+    if not port.isdigit():
+        raise PlatformError(f"{PORT_ENV} is no port", got=repr(port), expected="a number from 1 to 65535")
+    context.report(0, 1, "endpoints", note="loading target and draft")
+    endpoint = deploy(config, app=APP, port=int(port))
+    context.report(1, 1, "endpoints", note=endpoint.endpoint)
+    return StepOutput({"deployed": True, **asdict(endpoint)})
+
+
+def main(arguments: list[str]) -> int:
+    """``REQUEST RESULT``: read one, write the other; the exit code is the error's."""
+    request, result = Path(arguments[0]), Path(arguments[1])
+    try:
+        outcome: StepOutput | DraftlineError = run(read_request(request))
+    except DraftlineError as error:
+        outcome = error
+    except Exception as error:  # process boundary: the parent shows it as the step's error
+        outcome = StepError(f"deploying failed ({type(error).__name__}: {error})", remedy="See the log above")
+        write_result(result, outcome)
+        raise
+    write_result(result, outcome)
+    return outcome.exit_code if isinstance(outcome, DraftlineError) else 0
+
+
+def _connect(ray_address: str | None) -> None:
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = ray_address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        raise PlatformError("no Ray to deploy on", remedy="Start the platform with `draftline up`, or set RAY_ADDRESS")
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise PlatformError(
+            f"cannot reach Ray at {address}", got=str(error).splitlines()[0], remedy="Look at `draftline status`"
+        ) from None
+
+
+def _start_serve(port: int) -> None:
+    from ray import serve
+
+    if not serve.status().proxies and _is_taken(port):
+        raise PlatformError(
+            f"port {port} on {HOST} is taken by another program",
+            remedy=f"Stop that program, or set {PORT_ENV} to a free port",
+        )
+    serve.start(proxy_location="HeadOnly", http_options={"host": HOST, "port": port})
+
+
+def _run(config: ReplicaConfig, app: str, start: StartReplica) -> None:
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    from serving.app import build_app
+
+    try:
+        serve.run(build_app(config, start), name=app, route_prefix="/")
+    except (RuntimeError, RayServeException) as error:
+        raise PlatformError(
+            f"the application {app} did not start",
+            got=_last_line(str(error)),
+            remedy="See the replica's log in Ray's logs",
+        ) from None
+
+
+def _wait_for_health(root: str, deadline_s: float) -> str | None:
+    problem = "no answer"
+    while time.monotonic() < deadline_s:
+        try:
+            response = httpx.get(f"{root}/health", timeout=5.0)
+            if response.status_code == 200:
+                draft = response.json()["draft"]
+                return None if draft is None else str(draft)
+            problem = f"status {response.status_code}"
+        except httpx.HTTPError as error:
+            problem = type(error).__name__
+        time.sleep(_POLL_S)
+    raise PlatformError(
+        f"{root}/health does not become healthy",
+        got=problem,
+        remedy=f"Ray Serve may run on another port from earlier: stop it with `draftline down`, or set {PORT_ENV} to its port",
+    )
+
+
+def _prove(base: str, config: ReplicaConfig, deadline_s: float) -> None:
+    """One real answer, because a healthy page is not yet a token."""
+    keys = config.api_keys_file.read_text().split() if config.api_keys_file else ["none"]
+    document = {"model": config.spec.serving.model_name, "prompt": "Hello", "max_tokens": 4, "temperature": 0}
+    try:
+        response = httpx.post(
+            f"{base}/completions",
+            json=document,
+            headers={"Authorization": f"Bearer {keys[0]}"},
+            timeout=max(1.0, deadline_s - time.monotonic()),
+        )
+    except httpx.HTTPError as error:
+        raise PlatformError("the endpoint does not answer a completion", got=type(error).__name__) from None
+    if response.status_code != 200:
+        raise PlatformError("the endpoint refuses a completion", got=f"{response.status_code} {response.text[:300]}")
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((HOST, port)) == 0
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else text
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,257 @@
+"""Find a registered draft, bring it here, prove that it is the registered one, and follow its alias.
+
+A draft that does not match its digests or its target never reaches the
+engine; the one in use stays.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import httpx
+
+from draftline.errors import DraftlineError, FormatError, PlatformError, RegistryError
+from draftline.registry_layout import CALIBRATION_FILE, DRAFT_DIR, digests_from_tags, verify_folder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+_MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+_REACH_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class DraftFiles:
+    """A verified draft on local disk.
+
+    Attributes:
+        name: For people and ``/v1/models``, for example ``support-desk/3``.
+        draft_dir: Folder of ``config.json`` and ``model.safetensors``.
+        calibration_file: Its ``calibration.json``, or ``None``.
+    """
+
+    name: str
+    draft_dir: Path
+    calibration_file: Path | None
+
+
+class DraftSource(Protocol):
+    """Where a replica's draft comes from."""
+
+    def current(self) -> str:
+        """Name of the draft that should be served now; cheap. Raises RegistryError or PlatformError."""
+        ...
+
+    def fetch(self, name: str) -> DraftFiles:
+        """Bring that draft here and verify it. Raises FormatError too."""
+        ...
+
+
+class FolderSource:
+    """A registered-model folder on disk (or a bare draft folder), taken as it is.
+
+    Args:
+        folder: Laid out as in :mod:`draftline.registry_layout`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def current(self) -> str:
+        """See :class:`DraftSource`."""
+        return self._folder.name
+
+    def fetch(self, name: str) -> DraftFiles:
+        """See :class:`DraftSource`."""
+        return _files(name, self._folder)
+
+
+class RegistrySource:
+    """``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` in an MLflow registry.
+
+    Args:
+        uri: The model.
+        tracking_uri: The MLflow server.
+        cache_dir: Drafts are kept in ``<cache_dir>/drafts/NAME/VERSION``.
+
+    Raises:
+        RegistryError: not such a URI.
+    """
+
+    def __init__(self, uri: str, tracking_uri: str, cache_dir: Path) -> None:
+        match = _MODEL_URI.fullmatch(uri)
+        if match is None:
+            raise RegistryError(
+                f"cannot read the model URI {uri!r}", expected="models:/NAME@ALIAS or models:/NAME/VERSION"
+            )
+        self._model, self._alias, self._version = match["name"], match["alias"], match["version"]
+        self._tracking_uri = tracking_uri
+        self._cache_dir = cache_dir
+
+    def current(self) -> str:
+        """See :class:`DraftSource`."""
+        if self._version is not None:
+            return f"{self._model}/{self._version}"
+        client = self._client()
+        with _registry_errors(f"look up {self._model}@{self._alias}"):
+            version = client.get_model_version_by_alias(self._model, self._alias).version
+        return f"{self._model}/{version}"
+
+    def fetch(self, name: str) -> DraftFiles:
+        """See :class:`DraftSource`."""
+        version = name.rpartition("/")[2]
+        client = self._client()
+        with _registry_errors(f"look up {self._model} version {version}"):
+            digests = digests_from_tags(client.get_model_version(self._model, version).tags)
+        folder = self._cache_dir / "drafts" / self._model / version
+        origin = f"{self._model} version {version}"
+        if folder.is_dir():
+            try:
+                verify_folder(folder, digests, origin=origin)
+                return _files(name, folder)
+            except FormatError as error:
+                logger.warning("the kept copy is no good and is fetched again: %s", error)
+                shutil.rmtree(folder, ignore_errors=True)
+        self._download(version, folder, digests)
+        return _files(name, folder)
+
+    def _client(self) -> MlflowClient:
+        if self._tracking_uri.startswith(("http://", "https://")):
+            _require_answer(self._tracking_uri)
+        import mlflow
+
+        return mlflow.MlflowClient(tracking_uri=self._tracking_uri, registry_uri=self._tracking_uri)
+
+    def _download(self, version: str, folder: Path, digests: Mapping[str, str]) -> None:
+        from mlflow.artifacts import download_artifacts
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{version}-"))
+        try:
+            with _registry_errors(f"download {self._model} version {version}"):
+                got = download_artifacts(
+                    f"models:/{self._model}/{version}",
+                    dst_path=str(temporary),
+                    tracking_uri=self._tracking_uri,
+                    registry_uri=self._tracking_uri,
+                )
+            verify_folder(Path(got), digests, origin=f"{self._model} version {version}")
+            # Two replicas may race; both copies are verified, either will do.
+            if not folder.is_dir():
+                os.rename(got, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def open_source(uri: str, *, tracking_uri: str | None, cache_dir: Path) -> DraftSource:
+    """The source of a ``models:/...`` URI or of a folder.
+
+    Raises:
+        RegistryError: an unusable URI, or a registered model without a tracking server.
+    """
+    if not uri.startswith("models:"):
+        return FolderSource(Path(uri))
+    if not tracking_uri:
+        raise RegistryError(f"{uri} needs an MLflow server", remedy="Set MLFLOW_TRACKING_URI=http://HOST:PORT")
+    return RegistrySource(uri, tracking_uri, cache_dir)
+
+
+class DraftFollower:
+    """Polls a source and swaps the engine's draft when another one is promoted.
+
+    Args:
+        source: Where drafts come from.
+        current: Name of the draft in use.
+        swap: Loads a fetched draft and puts it into the engine; raises
+            :class:`DraftlineError` when it does not fit.
+        poll_s: Seconds between looks.
+    """
+
+    def __init__(
+        self, source: DraftSource, current: str, swap: Callable[[DraftFiles], None], *, poll_s: float = 20.0
+    ) -> None:
+        self._source = source
+        self._current = current
+        self._refused: str | None = None
+        self._swap = swap
+        self._poll_s = poll_s
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="draftline-follower", daemon=True)
+
+    def start(self) -> None:
+        """Begin polling."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End polling; returns at once, a download under way is abandoned."""
+        self._stopping.set()
+
+    def check(self) -> bool:
+        """Look once; True when the draft was swapped. Never raises: serving goes on with the old draft."""
+        try:
+            wanted = self._source.current()
+        except DraftlineError as error:
+            logger.warning("keeping draft %s: %s", self._current, error)
+            return False
+        if wanted in (self._current, self._refused):
+            return False
+        try:
+            self._swap(self._source.fetch(wanted))
+        except DraftlineError as error:
+            # Remembered, or the same refusal would be downloaded and logged at every look.
+            self._refused = wanted
+            logger.error("draft %s is refused, keeping %s: %s", wanted, self._current, error)
+            return False
+        logger.info("draft swapped from %s to %s without interrupting any request", self._current, wanted)
+        self._current, self._refused = wanted, None
+        return True
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._poll_s):
+            try:
+                self.check()
+            except Exception:  # thread boundary: a surprise must not end the following for good
+                logger.exception("looking for a new draft failed; trying again in %g s", self._poll_s)
+
+
+def _files(name: str, folder: Path) -> DraftFiles:
+    draft_dir = folder / DRAFT_DIR if (folder / DRAFT_DIR).is_dir() else folder
+    if not (draft_dir / "config.json").is_file():
+        raise RegistryError(
+            f"no draft in {folder}", expected="a folder with config.json and model.safetensors", remedy="Check the path"
+        )
+    calibration = folder / CALIBRATION_FILE
+    return DraftFiles(name, draft_dir, calibration if calibration.is_file() else None)
+
+
+@contextmanager
+def _registry_errors(doing: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:  # the network errors of requests are OSErrors
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        raise RegistryError(f"could not {doing}", got=first_line, remedy="See the model's page in MLflow") from error
+
+
+def _require_answer(uri: str) -> None:
+    """Fail in seconds where mlflow would retry for minutes; any HTTP answer will do."""
+    try:
+        httpx.get(f"{uri.rstrip('/')}/health", timeout=_REACH_TIMEOUT_S)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise PlatformError(
+            f"no MLflow server answers at {uri}", got=error, remedy="Start it, or correct MLFLOW_TRACKING_URI"
+        ) from None
