@@ -56,9 +56,9 @@ app = typer.Typer(
     help="Train, prove, register and serve a draft model that makes an LLM answer faster without changing its output.",
     epilog=(
         "[bold]Start here[/bold]\n\n"
-        "draftline demo                           the whole road on this machine, about 20 minutes\n\n"
-        "draftline recipes smollm2-135m > spec.yaml     a complete spec to edit\n\n"
-        "draftline run spec.yaml --prompts mine.jsonl   your own traffic"
+        "draftline demo  [dim]# the whole road on this machine, about 20 minutes[/dim]\n\n"
+        "draftline recipes smollm2-135m > spec.yaml  [dim]# a complete spec to edit[/dim]\n\n"
+        "draftline run spec.yaml --prompts mine.jsonl  [dim]# your own traffic[/dim]"
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -128,8 +128,8 @@ def run(
     epilog=(
         "[bold]Examples[/bold]\n\n"
         "draftline demo\n\n"
-        "draftline demo --exit                        stop at the end\n\n"
-        "draftline demo --workspace s3://drafts/demo  keep artefacts in S3 (AWS_* variables give access)"
+        "draftline demo --exit  [dim]# stop at the end[/dim]\n\n"
+        "draftline demo --workspace s3://drafts/demo  [dim]# AWS_* variables give access[/dim]"
     )
 )
 def demo(
@@ -200,7 +200,7 @@ def down(ctx: typer.Context, home: Home = DEFAULT_HOME) -> None:
     epilog=(
         "[bold]Examples[/bold]\n\n"
         "draftline recipes\n\n"
-        "draftline recipes smollm2-135m > spec.yaml   a complete spec to edit"
+        "draftline recipes smollm2-135m > spec.yaml  [dim]# a complete spec to edit[/dim]"
     )
 )
 def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe as YAML.")] = None) -> None:

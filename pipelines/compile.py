@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -30,15 +31,13 @@ def compile_pipeline(path: Path) -> None:
 
     from pipelines.train_draft import train_draft
 
-    temporary = path.with_name(f".{path.name}.tmp.yaml")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
+        with tempfile.TemporaryDirectory(prefix=".draftline-", dir=path.parent) as folder, warnings.catch_warnings():
             # kfp warns about its own use of deprecated calls; none of it is the user's to act on.
             warnings.simplefilter("ignore")
-            compiler.Compiler().compile(train_draft, str(temporary))
-        temporary.replace(path)
+            whole = Path(folder, "pipeline.yaml")
+            compiler.Compiler().compile(train_draft, str(whole))
+            whole.replace(path)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}", remedy="Choose another file") from None
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -32,7 +32,7 @@ STATION_WEIGHTS: Mapping[str, float] = {
 }
 """Relative durations of the stations (a fan-out branch each), only to weigh those not yet seen against those seen."""
 
-SETTLED = ("finished", "skipped", "failed")
+SETTLED = ("finished", "skipped", "failed", "omitted")
 
 
 @dataclass
@@ -41,12 +41,12 @@ class StationProgress:
 
     Attributes:
         label: Station, or ``station:item``.
-        state: ``pending`` or the state of the last event.
+        state: ``pending``, the state of the last event, or ``omitted`` when the run ended without this station.
         done: Finished units, those of earlier attempts included.
         total: All units, 0 when unknown.
         unit: What is counted.
         note: Last remark.
-        started_s: When this attempt began (Unix time), 0 while pending.
+        started_s: When this attempt began (Unix time), ``None`` while pending.
         updated_s: When the last event came.
         base_done: ``done`` at the first report of this attempt and phase.
         base_s: When that report came.
@@ -58,7 +58,7 @@ class StationProgress:
     total: float = 0.0
     unit: str = ""
     note: str = ""
-    started_s: float = 0.0
+    started_s: float | None = None
     updated_s: float = 0.0
     base_done: float | None = None
     base_s: float = 0.0
@@ -82,7 +82,7 @@ class StationProgress:
 
     def elapsed_s(self, now_s: float) -> float:
         """Seconds that this attempt has taken so far, or took."""
-        if not self.started_s:
+        if self.started_s is None:
             return 0.0
         return max((self.updated_s if self.is_settled else now_s) - self.started_s, 0.0)
 
@@ -99,7 +99,7 @@ class StationProgress:
 
     def apply(self, event: ProgressEvent) -> None:
         """Take one event of this label."""
-        if event.state == "started" or not self.started_s:
+        if event.state == "started" or self.started_s is None:
             self.started_s = event.time_s
             self.done = self.total = 0.0
             self.base_done = None
@@ -128,6 +128,12 @@ class RunProgress:
     def apply(self, event: ProgressEvent) -> None:
         """Take one event; an unknown label gets a line of its own at the end."""
         self.stations.setdefault(event.step, StationProgress(event.step)).apply(event)
+
+    def settle(self) -> None:
+        """The run ended well: what is still pending was not wanted (a branch whose condition did not hold)."""
+        for line in self.stations.values():
+            if line.state == "pending":
+                line.state = "omitted"
 
     def eta_s(self, now_s: float) -> float | None:
         """Seconds left for the whole run, ``None`` while nothing supports a number.

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil
+
+from pipelines.embedded.processes import end
 
 GRACE_S = 10.0
 _POLL_S = 0.5
@@ -56,11 +59,13 @@ def run_pipeline(arguments: Mapping[str, Any], artifacts: Path) -> None:
 def _end_with_parent(parent_pid: int) -> None:
     while os.getppid() == parent_pid:
         time.sleep(_POLL_S)
-    # This process leads its group (the parent started it so); steps and their jobs are in it.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.killpg(os.getpgrp(), signal.SIGTERM)
-    time.sleep(GRACE_S)
-    os.killpg(os.getpgrp(), signal.SIGKILL)
+    grace_s = GRACE_S
+    # kfp may start a next step when one has ended, hence the loop.
+    while steps := psutil.Process().children(recursive=True):
+        end(steps, grace_s)
+        grace_s = 0.0
+    # Not sys.exit: it would end this thread alone.
+    os._exit(1)
 
 
 if __name__ == "__main__":

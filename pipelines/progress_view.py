@@ -17,6 +17,7 @@ _MARKS = {
     "finished": ("✔", "green"),
     "skipped": ("✔", "dim green"),
     "failed": ("✘", "bold red"),
+    "omitted": ("-", "dim"),
 }
 
 
@@ -36,6 +37,8 @@ def describe(line: StationProgress, now_s: float) -> str:
     """What one station is doing, in words."""
     if line.state == "pending":
         return "waiting"
+    if line.state == "omitted":
+        return "not run, the gate refused the draft"
     if line.state == "skipped":
         return "already done"
     if line.state == "finished":
@@ -45,6 +48,8 @@ def describe(line: StationProgress, now_s: float) -> str:
     parts = []
     if line.total > 0:
         parts.append(f"{format_count(line.done)}/{format_count(line.total)} {line.unit}".rstrip())
+    elif line.done > 0:
+        parts.append(f"{format_count(line.done)} {line.unit}".rstrip())
     parts.append(format_duration(line.elapsed_s(now_s)))
     eta_s = line.eta_s(now_s)
     if eta_s is not None:
@@ -147,4 +152,4 @@ def open_view(console: Console, progress: RunProgress) -> LiveView | LineView:
 
 
 def _text_style(line: StationProgress) -> str:
-    return {"pending": "dim", "skipped": "dim", "failed": "red"}.get(line.state, "")
+    return {"pending": "dim", "skipped": "dim", "omitted": "dim", "failed": "red"}.get(line.state, "")

@@ -125,6 +125,8 @@ def run_local(run: LocalRun, console: Console) -> dict[str, StepResult]:
                 view.update(time.time())
                 time.sleep(POLL_S)
             _advance(follower, progress)
+            if child.returncode == 0:
+                progress.settle()
             view.update(time.time())
     finally:
         _stop(child)

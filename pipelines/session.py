@@ -77,7 +77,7 @@ def run_session(spec: RunSpec, options: SessionOptions, console: Console) -> Non
             console.print()
             console.print(render_summary(results))
             if options.is_demo:
-                _require_deployed(results)
+                require_deployed(results)
                 stream_answer(spec, results["deploy"], console)
             print_addresses(platform, results.get("deploy"), console)
             if not options.exit_at_end and not platform.is_reused:
@@ -155,16 +155,14 @@ def stream_answer(spec: RunSpec, deploy: StepResult, console: Console) -> None:
 def print_addresses(platform: Platform, deploy: StepResult | None, console: Console) -> None:
     """Say where everything is, with a line to copy."""
 
-    def say(text: str = "") -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    say()
-    say(f"MLflow    {platform.mlflow_uri}")
-    if deploy is not None:
-        say(f"Endpoint  {deploy.outputs['endpoint']}  (OpenAI API, model {deploy.outputs['model']})")
-    say(f"Logs      {platform.logs_dir}")
-    if deploy is not None:
-        say("\nTry it:\n" + curl_line(str(deploy.outputs["endpoint"]), str(deploy.outputs["model"])))
+    lines = ["", f"MLflow    {platform.mlflow_uri}"]
+    if deploy is not None and _is_deployed(deploy):
+        endpoint, model = str(deploy.outputs["endpoint"]), str(deploy.outputs["model"])
+        lines += [f"Endpoint  {endpoint}  (OpenAI API, model {model})", f"Logs      {platform.logs_dir}"]
+        lines += ["", "Try it:", curl_line(endpoint, model)]
+    else:
+        lines.append(f"Logs      {platform.logs_dir}")
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def curl_line(endpoint: str, model: str) -> str:
@@ -193,8 +191,17 @@ def serve_until_interrupted(platform: Platform, console: Console) -> None:
         console.print()
 
 
-def _require_deployed(results: Mapping[str, StepResult]) -> None:
-    if "deploy" in results:
+def _is_deployed(deploy: StepResult | None) -> bool:
+    return deploy is not None and "endpoint" in deploy.outputs
+
+
+def require_deployed(results: Mapping[str, StepResult]) -> None:
+    """Check that a demo reached its endpoint.
+
+    Raises:
+        StepError: the gate refused the draft; carries its reasons.
+    """
+    if _is_deployed(results.get("deploy")):
         return
     reasons = results["gate"].outputs.get("reasons", []) if "gate" in results else []
     failed = [f"{reason['rule']} is {reason['got']}, needs {reason['needs']}" for reason in reasons if not reason["ok"]]

@@ -1,0 +1,1 @@
+"""Pytest plugins that are not about servers."""
