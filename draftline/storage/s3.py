@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 MULTIPART_BYTES = 16 << 20
 """Files from this size on travel in parts of this size."""
 
+LIST_PAGE_KEYS = 1000
+"""Keys in one answer to a listing; S3 allows no more."""
+
 _WRITE_ID = "draftline-write"
 _NUM_CONFLICT_ATTEMPTS = 5
 _TRANSFER = TransferConfig(multipart_threshold=MULTIPART_BYTES, multipart_chunksize=MULTIPART_BYTES, max_concurrency=4)
@@ -236,8 +239,16 @@ class S3Store:
 
     def _pages(self, prefix: str) -> Iterator[ObjectInfo]:
         with self._translated("list", prefix):
-            pages = self._s3().get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self._config.bucket, Prefix=self._root + prefix):
+            pages = (
+                self._s3()
+                .get_paginator("list_objects_v2")
+                .paginate(
+                    Bucket=self._config.bucket,
+                    Prefix=self._root + prefix,
+                    PaginationConfig={"PageSize": LIST_PAGE_KEYS},
+                )
+            )
+            for page in pages:
                 for item in page.get("Contents", []):
                     key = item["Key"].removeprefix(self._root)
                     # Some tools leave empty "folder/" objects; no key of ours ends like that.

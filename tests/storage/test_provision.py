@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 import boto3
 import pytest
@@ -44,7 +45,8 @@ def test_the_endpoint_is_the_one_boto3_uses(moto_s3: S3Server, monkeypatch: pyte
     session = build_session()
     config = resolve_config(session, "bucket", "a/b")
     assert (config.endpoint_url, config.region, config.uri) == (moto_s3.endpoint_url, "eu-north-1", "s3://bucket/a/b")
-    settings = build_client(config, session).meta.config
+    # botocore builds the attributes of its Config at run time; a type checker knows none of them.
+    settings: Any = build_client(config, session).meta.config
     assert settings.s3 == {"addressing_style": "path"}
     assert settings.request_checksum_calculation == settings.response_checksum_validation == "when_required"
 

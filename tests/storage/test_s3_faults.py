@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -129,7 +130,8 @@ def test_answers_of_a_server(
     faulty_s3.always = Fault("status", status, code)
     file = tmp_path / "file"
     file.write_bytes(b"1")
-    for write in (lambda: flaky.put("new", b"1"), lambda: flaky.put_file("new", file)):
+    writes: list[Callable[[], None]] = [lambda: flaky.put("new", b"1"), lambda: flaky.put_file("new", file)]
+    for write in writes:
         with pytest.raises(error, match=f"Cannot write s3://bucket/ws/new; got HTTP {status}") as caught:
             write()
         assert type(caught.value) is error
@@ -146,6 +148,27 @@ def test_missing_bucket_and_wrong_server_are_told_apart(flaky: ObjectStore, faul
     faulty_s3.always = Fault("status", 404, "PageNotFound")
     with pytest.raises(StorageError, match="expected an S3 server"):
         flaky.put("k", b"1")
+
+
+# Newer Pythons warn of any fork beside threads, and the server is one; the children touch no lock of the parent's.
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_forked_children_do_not_share_the_connection(flaky: ObjectStore) -> None:
+    flaky.put("parent", b"leaves a connection open")
+    fork = multiprocessing.get_context("fork")
+    children = [fork.Process(target=_write_and_read, args=(flaky, f"child-{number}")) for number in range(3)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(30)
+    assert [child.exitcode for child in children] == [0, 0, 0]
+
+
+def _write_and_read(store: ObjectStore, name: str) -> None:
+    data = name.encode() * 1000
+    for _ in range(20):
+        store.put(name, data)
+        if store.get(name) != data:
+            raise SystemExit(1)
 
 
 def test_check_refuses_a_server_without_conditional_writes(flaky: ObjectStore, faulty_s3: FaultyS3) -> None:
