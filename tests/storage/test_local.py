@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -149,7 +150,12 @@ def test_a_missing_file_is_a_missing_object_only_when_read() -> None:
 def test_a_place_without_write_permission() -> None:
     # The kernel's own tree: nobody, not even root, makes files there.
     store = open_store("/sys/kernel/draftline")
-    for use in (store.check, lambda: store.put("k", b"1"), lambda: open_store("/sys/kernel/draftline", create=True)):
+    uses: list[Callable[[], object]] = [
+        store.check,
+        lambda: store.put("k", b"1"),
+        lambda: open_store("/sys/kernel/draftline", create=True),
+    ]
+    for use in uses:
         with pytest.raises(AccessDenied, match="/sys/kernel"):
             use()
 
@@ -183,7 +189,8 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
 def test_an_object_and_a_folder_cannot_share_a_name(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     store.put("a/b", b"1")
-    for write in (lambda: store.put("a", b"2"), lambda: store.put("a/b/c", b"2")):
+    writes: list[Callable[[], None]] = [lambda: store.put("a", b"2"), lambda: store.put("a/b/c", b"2")]
+    for write in writes:
         with pytest.raises(StorageError, match="Cannot write") as caught:
             write()
         assert type(caught.value) is StorageError
