@@ -27,7 +27,7 @@ EXIT_INTERRUPTED = 130
 class ErrorBoundary(TyperGroup):
     """Turns every exception of a command into one line and an exit code."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run the chosen command; see the class."""
         try:
             return super().invoke(ctx)
@@ -169,7 +169,7 @@ def up(
         mlflow_port=mlflow_port,
         serve_port=serve_port,
         worker_env=ALLOCATOR_ENV,
-        on_event=lambda line: console.print(line, style="dim", highlight=False),
+        on_event=lambda line: console.print(line, style="dim", highlight=False, soft_wrap=True),
     )
     console.print(platform.render_status(platform.status(home)))
 

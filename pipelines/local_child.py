@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,13 @@ def main() -> int:
     """Run the requested pipeline; returns the exit code."""
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     # A parent that is killed outright cannot stop this run: the run notices and stops itself.
-    threading.Thread(target=_end_with_parent, args=(request["parent_pid"],), daemon=True).start()
-    run_pipeline(request["arguments"], Path(request["artifacts"]))
+    threading.Thread(target=_end_with_parent, args=(request["parent_pid"], request["scratch"]), daemon=True).start()
+    try:
+        run_pipeline(request["arguments"], Path(request["artifacts"]))
+    finally:
+        if os.getppid() != request["parent_pid"]:
+            # Ending the steps made the pipeline fail: this thread may be faster than the one that ended them.
+            shutil.rmtree(request["scratch"], ignore_errors=True)
     return 0
 
 
@@ -53,10 +60,13 @@ def run_pipeline(arguments: Mapping[str, Any], artifacts: Path) -> None:
         raise_on_error=True,
         enable_caching=False,
     )
+    # What only a cluster uses (image, resources) is no news in a local log, once a step.
+    warnings.filterwarnings("ignore", message=".*have no effect in the current local runner", category=UserWarning)
+    warnings.filterwarnings("ignore", message="You may be attemping to run a task", category=RuntimeWarning)
     train_draft(**arguments)
 
 
-def _end_with_parent(parent_pid: int) -> None:
+def _end_with_parent(parent_pid: int, scratch: str) -> None:
     while os.getppid() == parent_pid:
         time.sleep(_POLL_S)
     grace_s = GRACE_S
@@ -64,6 +74,7 @@ def _end_with_parent(parent_pid: int) -> None:
     while steps := psutil.Process().children(recursive=True):
         end(steps, grace_s)
         grace_s = 0.0
+    shutil.rmtree(scratch, ignore_errors=True)
     # Not sys.exit: it would end this thread alone.
     os._exit(1)
 

@@ -45,7 +45,7 @@ def describe(line: StationProgress, now_s: float) -> str:
         return f"finished in {format_duration(line.elapsed_s(now_s))}"
     if line.state == "failed":
         return f"failed after {format_duration(line.elapsed_s(now_s))}"
-    parts = []
+    parts = [] if line.total > 0 or line.done > 0 else ["running"]
     if line.total > 0:
         parts.append(f"{format_count(line.done)}/{format_count(line.total)} {line.unit}".rstrip())
     elif line.done > 0:

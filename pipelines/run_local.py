@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,9 +26,9 @@ from draftline.spec import RunSpec
 from draftline.steps import STATIONS, StepResult
 from pipelines.embedded.processes import end
 from pipelines.events import EventFollower, RunProgress, run_labels
+from pipelines.interrupts import ignore_interrupts
 from pipelines.local_child import GRACE_S
 from pipelines.progress_view import open_view
-from pipelines.interrupts import ignore_interrupts
 
 POLL_S = 0.25
 
@@ -117,19 +118,21 @@ def run_local(run: LocalRun, console: Console) -> dict[str, StepResult]:
     """
     progress = RunProgress.for_run(run_labels(run.spec.evaluation.suites, STATIONS), time.time())
     follower = EventFollower(run.events)
-    child = _start(run)
-    try:
-        with open_view(console, progress) as view:
-            while child.poll() is None:
+    # kfp leaves a temporary directory per step; here they all lie in one that goes at the end.
+    with tempfile.TemporaryDirectory(prefix="draftline-run-", ignore_cleanup_errors=True) as scratch:
+        child = _start(run, scratch)
+        try:
+            with open_view(console, progress) as view:
+                while child.poll() is None:
+                    _advance(follower, progress)
+                    view.update(time.time())
+                    time.sleep(POLL_S)
                 _advance(follower, progress)
+                if child.returncode == 0:
+                    progress.settle()
                 view.update(time.time())
-                time.sleep(POLL_S)
-            _advance(follower, progress)
-            if child.returncode == 0:
-                progress.settle()
-            view.update(time.time())
-    finally:
-        _stop(child)
+        finally:
+            _stop(child)
     if child.returncode != 0:
         raise _failure(run, progress, child.returncode)
     return collect_results(run.artifacts)
@@ -144,10 +147,11 @@ def collect_results(artifacts: Path) -> dict[str, StepResult]:
     return results
 
 
-def _start(run: LocalRun) -> subprocess.Popen[bytes]:
+def _start(run: LocalRun, scratch: str) -> subprocess.Popen[bytes]:
     request = run.folder / "request.json"
     document = {
         "parent_pid": os.getpid(),
+        "scratch": scratch,
         "artifacts": str(run.artifacts),
         "arguments": {
             "spec_uri": run.spec_uri,
@@ -161,6 +165,7 @@ def _start(run: LocalRun) -> subprocess.Popen[bytes]:
         **run.environment,
         EVENTS_ENV: str(run.events),
         FAILURE_ENV: str(run.failure),
+        "TMPDIR": scratch,
         "PYTHONUNBUFFERED": "1",
         # The steps print for a log file, whatever terminal this process has.
         "NO_COLOR": "1",

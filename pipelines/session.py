@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -72,7 +73,12 @@ def run_session(spec: RunSpec, options: SessionOptions, console: Console) -> Non
                 folder=new_folder(platform.home, prepared.run_id),
                 environment=step_environment(platform),
             )
-            console.print(f"Running {spec.name!r}; results go to {spec.workspace}, the log to {run.log}", style="dim")
+            console.print(
+                f"Running {spec.name!r}; results go to {spec.workspace}, the log to {run.log}",
+                style="dim",
+                highlight=False,
+                soft_wrap=True,
+            )
             results = run_local(run, console)
             console.print()
             console.print(render_summary(results))
@@ -97,7 +103,7 @@ def running_platform(options: SessionOptions, console: Console) -> Iterator[Plat
         serve_port=options.serve_port,
         worker_env=ALLOCATOR_ENV,
         owner_pid=os.getpid(),
-        on_event=lambda line: console.print(line, style="dim", highlight=False),
+        on_event=lambda line: console.print(line, style="dim", highlight=False, soft_wrap=True),
     )
     try:
         yield platform
@@ -123,7 +129,7 @@ def stream_answer(spec: RunSpec, deploy: StepResult, console: Console) -> None:
     import openai
 
     system_prompt = spec.prompts.system_prompt or read_source(spec.prompts).system_prompt
-    messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    messages: list[Any] = [{"role": "system", "content": system_prompt}] if system_prompt else []
     messages.append({"role": "user", "content": DEMO_QUESTION})
     endpoint, model = str(deploy.outputs["endpoint"]), str(deploy.outputs["model"])
     console.print(f"\n[bold]You[/bold]  {DEMO_QUESTION}\n[bold]{model}[/bold]  ", end="", highlight=False)
@@ -154,7 +160,6 @@ def stream_answer(spec: RunSpec, deploy: StepResult, console: Console) -> None:
 
 def print_addresses(platform: Platform, deploy: StepResult | None, console: Console) -> None:
     """Say where everything is, with a line to copy."""
-
     lines = ["", f"MLflow    {platform.mlflow_uri}"]
     if deploy is not None and _is_deployed(deploy):
         endpoint, model = str(deploy.outputs["endpoint"]), str(deploy.outputs["model"])

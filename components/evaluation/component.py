@@ -38,7 +38,10 @@ def evaluation(
         calibration: Result of the station calibration.
         result: Receives the step's result (JSON) and a summary as metadata.
         metrics: Receives the step's numbers for the KFP page.
-        cpu: Unused; see the module's docstring. So are memory, gpu_type and gpu_count.
+        cpu: Unused; see the module's docstring.
+        memory: Unused, likewise.
+        gpu_type: Unused, likewise.
+        gpu_count: Unused, likewise.
     """
     from components.runtime import run_station
 

@@ -1,7 +1,7 @@
 """KFP component of the station ``report``: card and plots."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, HTML, Input, Markdown, Model, Output
+from kfp.dsl import HTML, Artifact, Input, Markdown, Model, Output
 
 from components.image import DEFAULT_IMAGE
 

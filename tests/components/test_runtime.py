@@ -9,8 +9,16 @@ from typing import Any
 
 import pytest
 
-from components.runtime import FAILURE_ENV, copy_page, read_inputs, read_spec, record_failure, run_station, summarise
-from components.runtime import write_metrics
+from components.runtime import (
+    FAILURE_ENV,
+    copy_page,
+    read_inputs,
+    read_spec,
+    record_failure,
+    run_station,
+    summarise,
+    write_metrics,
+)
 from draftline.errors import FormatError, InputError, SpecError
 from draftline.jobs import EVENTS_ENV
 from draftline.spec import RunSpec, derive, dump_spec

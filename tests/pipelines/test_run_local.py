@@ -131,14 +131,21 @@ def start_hanging_run(tmp_path: Path) -> tuple[subprocess.Popen[bytes], list[psu
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_nothing_is_left_when_the_run_is_ended(tmp_path: Path, number: signal.Signals) -> None:
+def test_nothing_is_left_when_the_run_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
     driver, below = start_hanging_run(tmp_path)
     assert len(below) >= 2
+    assert list(scratch.iterdir()) != []
     driver.send_signal(number)
     driver.wait(END_TIMEOUT_S)
     _, alive = psutil.wait_procs(below, timeout=END_TIMEOUT_S)
     try:
         assert alive == []
+        assert list(scratch.iterdir()) == []
     finally:
         for process in alive:
             process.kill()
