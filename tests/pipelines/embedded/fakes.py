@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
@@ -125,6 +128,32 @@ def fake_state(temp_dir: Path | None, owner: ProcessId | None = None) -> Platfor
         serve_port=3,
         client_env={"RAY_ADDRESS": "127.0.0.1:2"},
     )
+
+
+@contextmanager
+def http_server_here(status: Callable[[str], int]) -> Iterator[int]:
+    """Serve HTTP from this process; yields the port.
+
+    Args:
+        status: Maps a request's path to the status code of the answer.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status(self.path))
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def marked_processes(layout: Layout) -> list[psutil.Process]:

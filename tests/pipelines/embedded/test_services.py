@@ -8,8 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -32,6 +30,7 @@ from pipelines.embedded.services import (
 )
 from pipelines.embedded.state import Layout
 from pipelines.embedded.tempdir import choose_temp_dir, create_temp_dir, retire_temp_dir
+from tests.pipelines.embedded.fakes import http_server_here
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -102,21 +101,9 @@ def test_proxy_exceptions_are_added_to_those_that_exist(monkeypatch: pytest.Monk
 def test_probes_tell_health_and_ask_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
 
-    class Half(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/health" else 503)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Half) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        address = f"127.0.0.1:{server.server_port}"
+    with http_server_here(lambda path: 200 if path == "/health" else 503) as port:
+        address = f"127.0.0.1:{port}"
         found = [answers(f"http://{address}/health"), answers(f"http://{address}/ill"), answers(f"tcp://{address}")]
-        server.shutdown()
-        thread.join()
     assert found == [True, False, True]
     assert not answers(f"tcp://{address}") and not answers(f"http://{address}/health")
 

@@ -8,9 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
@@ -28,6 +26,7 @@ from tests.pipelines.embedded.fakes import (
     FakeHome,
     eventually,
     fake_state,
+    http_server_here,
     marked_processes,
 )
 
@@ -126,22 +125,8 @@ def test_a_service_that_never_gets_healthy_is_stopped(fake_home: FakeHome) -> No
 
 
 def test_another_server_on_our_port_is_not_taken_for_the_service(fake_home: FakeHome) -> None:
-    class Impostor(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Impostor) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        fake_home.port = server.server_port
-        with pytest.raises(PlatformError, match="front is not healthy"):
-            fake_home.up(front=SILENT, timeout_s=1.5)
-        server.shutdown()
-        thread.join()
+    with http_server_here(lambda _: 200) as fake_home.port, pytest.raises(PlatformError, match="front is not healthy"):
+        fake_home.up(front=SILENT, timeout_s=1.5)
 
 
 def test_a_taken_port_is_named_with_its_holder(tmp_path: Path) -> None:
