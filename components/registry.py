@@ -7,6 +7,7 @@ see :class:`draftline.errors.RegistryError` and ``PlatformError``.
 
 from __future__ import annotations
 
+import logging
 import os
 import urllib.error
 import urllib.request
@@ -46,6 +47,7 @@ def connect(environ: Mapping[str, str] = os.environ) -> MlflowClient:
         _require_answer(uri)
     import mlflow
 
+    _quieten()
     # The models:/ scheme resolves through mlflow's process-wide URIs, whatever the client was given.
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
@@ -146,6 +148,14 @@ def _version(client: MlflowClient, model_name: str, alias_or_version: str) -> Mo
 
 def _suffix(alias_or_version: str) -> str:
     return f" version {alias_or_version}" if alias_or_version.isdigit() else f"@{alias_or_version}"
+
+
+def _quieten() -> None:
+    """Keep mlflow's bars, links and notes out of our progress; it offers switches by environment only."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 
 def _require_answer(uri: str) -> None:

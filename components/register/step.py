@@ -143,6 +143,8 @@ def gather_folder(context: StepContext, folder: Path) -> dict[str, str]:
 
 
 def _register(client: MlflowClient, context: StepContext, folder: Path) -> _Registered:
+    from mlflow.entities import LoggedModelOutput
+
     folder.mkdir()
     digests = gather_folder(context, folder)
     name = context.spec.name
@@ -160,6 +162,7 @@ def _register(client: MlflowClient, context: StepContext, folder: Path) -> _Regi
         )
         client.log_model_artifacts(model.model_id, str(folder))
         client.finalize_logged_model(model.model_id, "READY")
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         _ensure_registered_model(client, name)
         version = client.create_model_version(
             name,
@@ -169,6 +172,9 @@ def _register(client: MlflowClient, context: StepContext, folder: Path) -> _Regi
             tags=_version_tags(context, digests),
             description=describe_version((folder / CARD_FILE).read_text(encoding="utf-8")),
         )
+        # As mlflow.register_model does: the model's page then links to its version.
+        link = json.dumps([{"name": name, "version": str(version.version)}])
+        client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})
         if run.data.tags.get(TAG_KEY) == context.key:
             # Ours; a run that an orchestrator opened is closed by the orchestrator.
             client.set_terminated(run_id)

@@ -26,6 +26,12 @@ _REASONS: Mapping[str, str] = {
     "overlaps_evaluation": "contains a problem of an evaluation suite",
     "over_limit": "beyond prompts.limit",
 }
+_SHAPE_REMEDY = 'Write one JSON object a line, such as {"turns": ["How do I return a parcel?"]}'
+_REMEDIES: Mapping[str, str] = {
+    "not_utf8": "Save the file as UTF-8",
+    "too_long": "Raise prompts.max_turn_chars",
+    "overlaps_evaluation": "Give prompts of your own traffic; a draft must not learn from what it is measured on",
+}
 REPORT_KEYS = ("read", *_REASONS, "kept")
 
 Tick = Callable[[int], None]
@@ -202,7 +208,8 @@ def _require_training_prompts(cleaned: CleanedPrompts, spec: PromptsSpec) -> Non
         remedy = "Give more prompts, or lower prompts.holdout_fraction"
         what = f"all {report['kept']} usable prompts of {spec.source} fall into the held-out splits"
     else:
-        remedy = 'Write one JSON object a line, such as {"turns": ["How do I return a parcel?"]}'
+        commonest = max(_REASONS, key=lambda reason: report[reason])
+        remedy = _REMEDIES.get(commonest, _SHAPE_REMEDY)
         what = f"no prompt of {spec.source} can be used"
     summary = describe_report(report, cleaned.examples).replace("\n ", ";")
     raise InputError(what, got=summary, remedy=remedy)

@@ -106,6 +106,20 @@ def test_nothing_usable_is_an_error_with_the_counts() -> None:
         clean_prompts([], SPEC)
 
 
+@pytest.mark.parametrize(
+    ("lines", "remedy"),
+    [
+        ([b"nonsense"], "one JSON object a line"),
+        ([b"\xff\xfe{"], "Save the file as UTF-8"),
+        ([line("a" * 9000), line("b" * 9000), b"["], r"Raise prompts\.max_turn_chars"),
+        ([line(PROTECTED[0])], "your own traffic"),
+    ],
+)
+def test_remedy_fits_the_commonest_reason(lines: list[bytes], remedy: str) -> None:
+    with pytest.raises(InputError, match=remedy):
+        clean_prompts(lines, SPEC, protected=PROTECTED)
+
+
 def test_nothing_to_train_on_is_an_error() -> None:
     side = sides(clean_prompts(questions(200), SPEC))
     held = [raw for raw in questions(200) if side[json.loads(raw)["turns"][0]] == "test"]

@@ -68,6 +68,10 @@ def test_run_carries_params_metrics_and_the_training_curve(store: ObjectStore, m
     client = connect()
     run = client.get_run(output.outputs["run_id"])
     assert run.info.status == "FINISHED"
+    assert run.outputs is not None
+    (linked,) = run.outputs.model_outputs
+    model = client.get_logged_model(linked.model_id)
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": NAME, "version": "1"}]
     assert run.data.params["draft.num_layers"] == "1"
     assert run.data.metrics["accepted_length/humaneval"] == 2.6
     assert run.data.metrics["calibration/ece_after"] == 0.026
