@@ -20,7 +20,7 @@ from pipelines.embedded.processes import MARKER, ProcessId, relatives, wait_gone
 from pipelines.embedded.processes import end as end_processes
 from pipelines.embedded.services import ServiceSpec, answers
 from pipelines.embedded.state import Layout, PlatformState, ServiceRecord, load_state, save_state
-from pipelines.embedded.tempdir import create_temp_dir, retire_temp_dir
+from pipelines.embedded.tempdir import create_temp_dir, find_temp_dirs, retire_temp_dir
 
 Events = Callable[[str], None]
 
@@ -66,7 +66,7 @@ def launch(layout: Layout, plan: Plan, timeout_s: float, on_event: Events) -> Pl
     save_state(layout, state)
     try:
         if state.temp_dir is not None:
-            create_temp_dir(Path(state.temp_dir), state.platform_id)
+            create_temp_dir(Path(state.temp_dir), _signature(layout, state))
         for spec in plan.specs:
             record = _start(layout, state, spec)
             state = state.model_copy(update={"services": (*state.services, record)})
@@ -145,7 +145,9 @@ def retire(layout: Layout, state: PlatformState | None) -> list[str]:
                 remedy="They probably wait for a disk or a device; try `draftline down` again later",
             )
     if state is not None and state.temp_dir is not None:
-        retire_temp_dir(Path(state.temp_dir), state.platform_id, layout.logs)
+        retire_temp_dir(Path(state.temp_dir), _signature(layout, state), layout.logs)
+    for path in find_temp_dirs(layout.home):
+        retire_temp_dir(path, None, layout.logs)
     layout.token_file.unlink(missing_ok=True)
     layout.state_file.unlink(missing_ok=True)
     return stopped
@@ -164,12 +166,14 @@ def members(layout: Layout, state: PlatformState | None) -> list[psutil.Process]
 def clean_up(layout: Layout, on_event: Events) -> list[str]:
     """End whatever is recorded in a home, and what runs there without a record."""
     state = load_state(layout)
-    if state is None and not members(layout, None):
-        return []
     stopped = retire(layout, state)
     if stopped:
         on_event(f"Stopped {', '.join(stopped)}")
     return stopped
+
+
+def _signature(layout: Layout, state: PlatformState) -> str:
+    return f"{state.platform_id}:{layout.home}"
 
 
 def _start(layout: Layout, state: PlatformState, spec: ServiceSpec) -> ServiceRecord:
@@ -180,7 +184,7 @@ def _start(layout: Layout, state: PlatformState, spec: ServiceSpec) -> ServiceRe
         os.replace(log, log.with_suffix(".log.1"))
     command = [
         sys.executable, "-m", "pipelines.embedded.supervise", "--name", spec.name, "--log", str(log),
-        "--cwd", str(spec.cwd), "--grace-s", str(spec.grace_s), "--platform-id", state.platform_id,
+        "--cwd", str(spec.cwd), "--grace-s", str(spec.grace_s),
     ]  # fmt: skip
     if state.owner is not None:
         command += ["--owner", f"{state.owner.pid}:{state.owner.create_time_s}"]
@@ -190,7 +194,7 @@ def _start(layout: Layout, state: PlatformState, spec: ServiceSpec) -> ServiceRe
         [*command, "--", *spec.argv],
         # The repository's root: `-m` finds this package there even when it is not installed.
         cwd=Path(__file__).resolve().parents[2],
-        env={**spec.env, MARKER: f"{state.platform_id}:{layout.home}"},
+        env={**spec.env, MARKER: _signature(layout, state)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import psutil
 
-from pipelines.embedded.processes import ProcessId, end
+from pipelines.embedded.processes import MARKER, ProcessId, end
 from pipelines.embedded.tempdir import retire_temp_dir
 
 # include/uapi/linux/prctl.h
@@ -103,7 +103,7 @@ class _Supervisor:
         # The child was reaped by waitpid(-1); Popen must not look for it.
         child.returncode = self._exit_code or 0
         if self._args.retire_dir is not None:
-            retire_temp_dir(self._args.retire_dir, self._args.platform_id, Path(self._args.log).parent)
+            retire_temp_dir(self._args.retire_dir, os.environ.get(MARKER, ""), Path(self._args.log).parent)
         return 0
 
     def _redirect_output(self) -> None:
@@ -164,8 +164,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cwd", required=True, help="working directory of the service")
     parser.add_argument("--grace-s", type=float, default=8.0, help="seconds between SIGTERM and SIGKILL")
     parser.add_argument("--owner", type=_owner, help="PID:CREATE_TIME of the process whose end ends the service")
-    parser.add_argument("--platform-id", default="", help="signature of the directory to remove at the end")
-    parser.add_argument("--retire-dir", type=Path, help="directory to remove at the end")
+    parser.add_argument("--retire-dir", type=Path, help="directory to remove at the end, if it bears our signature")
     parser.add_argument("command", nargs="+", help="the service's command line, after --")
     return parser.parse_args(argv)
 

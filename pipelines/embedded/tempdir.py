@@ -39,14 +39,24 @@ def choose_temp_dir() -> Path:
     )
 
 
-def create_temp_dir(path: Path, platform_id: str) -> None:
-    """Create the directory, readable by this user alone, and sign it with the platform's id."""
+def create_temp_dir(path: Path, signature: str) -> None:
+    """Create the directory, readable by this user alone, and sign it: ``<platform id>:<home>``."""
     path.mkdir(mode=0o700)
-    (path / _SENTINEL).write_text(platform_id, encoding="ascii")
+    (path / _SENTINEL).write_text(signature, encoding="utf-8")
     (path / "tmp").mkdir()
 
 
-def retire_temp_dir(path: Path, platform_id: str, logs_dir: Path) -> bool:
+def find_temp_dirs(home: Path) -> list[Path]:
+    """Find the temporary directories that platforms of one home have left, known by their signature."""
+    found = []
+    for base in {Path(tempfile.gettempdir()).resolve(), Path("/tmp")}:  # noqa: S108
+        for path in base.glob("dl-*"):
+            if _signature(path).partition(":")[2] == str(home):
+                found.append(path)
+    return found
+
+
+def retire_temp_dir(path: Path, signature: str | None, logs_dir: Path) -> bool:
     """Keep Ray's own logs, then remove the directory.
 
     A directory that does not carry this platform's signature was not made by
@@ -54,16 +64,14 @@ def retire_temp_dir(path: Path, platform_id: str, logs_dir: Path) -> bool:
 
     Args:
         path: The directory; may be gone already.
-        platform_id: The signature expected in it.
+        signature: What it must be signed with; None accepts any signature.
         logs_dir: Ray's logs are moved to ``ray-session`` in here, in place of the previous ones.
 
     Returns:
         True if a directory was removed.
     """
-    try:
-        if (path / _SENTINEL).read_text(encoding="ascii") != platform_id:
-            return False
-    except OSError:
+    found = _signature(path)
+    if not found or signature not in (None, found):
         return False
     session_logs = [logs for logs in path.glob("session_*/logs") if not logs.parent.is_symlink()]
     if session_logs:
@@ -72,3 +80,10 @@ def retire_temp_dir(path: Path, platform_id: str, logs_dir: Path) -> bool:
         shutil.copytree(session_logs[-1], kept, symlinks=True, ignore_dangling_symlinks=True, dirs_exist_ok=True)
     shutil.rmtree(path, ignore_errors=True)
     return not path.exists()
+
+
+def _signature(path: Path) -> str:
+    try:
+        return (path / _SENTINEL).read_text(encoding="utf-8")
+    except OSError:
+        return ""

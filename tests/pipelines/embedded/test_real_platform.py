@@ -78,7 +78,7 @@ def test_ray_refuses_a_client_without_the_token(platform: Platform, tmp_path: Pa
     wrong = tmp_path / "token"
     wrong.write_text("0" * 64)
 
-    done = run_on_ray({**platform.ray_client_env, "RAY_AUTH_TOKEN_PATH": str(wrong)})
+    done = run_on_ray({**platform.ray_client_env, "RAY_AUTH_TOKEN_PATH": str(wrong), "RAY_NUM_REDIS_GET_RETRIES": "2"})
 
     assert done.returncode != 0
     assert "RESULT" not in done.stdout

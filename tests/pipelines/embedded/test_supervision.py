@@ -176,6 +176,7 @@ def test_down_finds_processes_without_a_record(fake_home: FakeHome) -> None:
 
     assert down(fake_home.layout.home) == ["4 leftover processes"]
     assert marked_processes(fake_home.layout) == []
+    assert not fake_home.temp_dir.exists()
 
 
 def test_up_killed_in_the_middle_is_cleaned_up_by_the_next(fake_home: FakeHome) -> None:
