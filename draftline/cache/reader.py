@@ -1,0 +1,123 @@
+"""Read cached samples in a deterministic, shuffled order, with bounded memory.
+
+Who reads what is a pure function of integers: :func:`sample_order`. Shards are
+shuffled, taken in windows that fit in memory together, and samples are
+shuffled within a window; so a reader opens each shard once per epoch and can
+start at any position.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from draftline.cache.shards import Manifest, Shard, ShardInfo, decode_shard
+from draftline.errors import InputError
+from draftline.storage.base import ObjectStore
+
+WINDOW_SHARDS = 16
+
+
+@dataclass(frozen=True)
+class CachedSample:
+    """One sample of the hidden-state cache; T tokens, L taps, D hidden size."""
+
+    sample_id: str
+    input_ids_T: Tensor
+    loss_mask_T: Tensor
+    taps_TLD: Tensor
+    last_hidden_TD: Tensor
+    log_normaliser_T: Tensor
+
+
+def sample_order(
+    samples_per_shard: Sequence[int], epoch: int, seed: int, window_shards: int = WINDOW_SHARDS
+) -> list[tuple[int, int]]:
+    """All ``(shard, sample)`` pairs once, in the order of one epoch."""
+    random = np.random.default_rng([seed, epoch])
+    shards = random.permutation(len(samples_per_shard))
+    order: list[tuple[int, int]] = []
+    for start in range(0, len(shards), window_shards):
+        window = [(int(s), i) for s in shards[start : start + window_shards] for i in range(samples_per_shard[s])]
+        order.extend(window[i] for i in random.permutation(len(window)))
+    return order
+
+
+class CacheReader:
+    """Samples of one split by their place in an endless, shuffled stream.
+
+    Args:
+        store: The workspace.
+        prefix: Folder of the hidden-states step.
+        manifest: Its manifest.
+        split: Which split.
+        seed: Of the shuffle.
+        window_shards: Shards held in memory.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        prefix: str,
+        manifest: Manifest,
+        split: str,
+        seed: int,
+        window_shards: int = WINDOW_SHARDS,
+    ) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._seed = seed
+        self._window_shards = window_shards
+        self.shards: tuple[ShardInfo, ...] = manifest.of_split(split)
+        self.num_samples = sum(s.num_samples for s in self.shards)
+        if self.num_samples == 0:
+            raise InputError(
+                f"the cache has no {split!r} samples",
+                remedy="Give more prompts, or raise the split's fraction in the spec",
+            )
+        self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._order: tuple[int, list[tuple[int, int]]] = (-1, [])
+
+    def at(self, position: int) -> CachedSample:
+        """The sample at a position of the stream; epoch = position // num_samples.
+
+        Raises:
+            FormatError: its shard is damaged.
+            StorageError: its shard cannot be read.
+        """
+        epoch, index = divmod(position, self.num_samples)
+        if self._order[0] != epoch:
+            counts = [s.num_samples for s in self.shards]
+            self._order = (epoch, sample_order(counts, epoch, self._seed, self._window_shards))
+        shard, sample = self._order[1][index]
+        return self.sample(shard, sample)
+
+    def sample(self, shard_index: int, index: int) -> CachedSample:
+        """One sample by shard and place; errors as :meth:`at`."""
+        shard = self._shard(shard_index)
+        start, end = shard.bounds(index)
+        tensors = shard.tensors
+        return CachedSample(
+            shard.ids[index],
+            tensors["input_ids"][start:end].long(),
+            tensors["loss_mask"][start:end].bool(),
+            tensors["taps"][start:end],
+            tensors["last_hidden"][start:end],
+            tensors["log_normaliser"][start:end],
+        )
+
+    def _shard(self, index: int) -> Shard:
+        if index in self._open:
+            self._open.move_to_end(index)
+            return self._open[index]
+        info = self.shards[index]
+        key = f"{self._prefix}/{info.name}"
+        shard = decode_shard(self._store.get(key), origin=key, expected=info)
+        self._open[index] = shard
+        while len(self._open) > self._window_shards:
+            self._open.popitem(last=False)
+        return shard

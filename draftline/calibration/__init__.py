@@ -1,0 +1,1 @@
+"""Calibration of confidences: survival, sequential temperature scaling, its measures."""

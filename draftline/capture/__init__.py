@@ -1,0 +1,1 @@
+"""Capture of the target's hidden states: token shard in, hidden-state shard out."""

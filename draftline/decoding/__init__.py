@@ -1,0 +1,1 @@
+"""Pure functions of speculative decoding: the target's law, verification, residual sampling."""

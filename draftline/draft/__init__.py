@@ -1,0 +1,1 @@
+"""Draft models: architecture, losses, vocabulary pruning, checkpoints, and the lean runner."""

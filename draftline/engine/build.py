@@ -1,0 +1,56 @@
+"""Assemble an engine from a target, a draft folder and a calibration file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from draftline.calibration.survival import Calibration
+from draftline.draft.checkpoint import DraftModel, load_folder
+from draftline.engine.engine import Engine, EngineLimits, check_fits
+from draftline.engine.policy import OffPolicy, policy_from_spec
+from draftline.engine.requests import EngineRequest, TokenEvent
+from draftline.spec import ServingSpec
+from draftline.target.load import Target
+
+
+def load_draft(draft_dir: Path, target: Target) -> DraftModel:
+    """Read a draft and check that it fits.
+
+    Raises:
+        FormatError: damaged or foreign.
+        TargetError: made for another target.
+    """
+    draft = load_folder(draft_dir)
+    check_fits(draft, target)
+    return draft
+
+
+def build_engine(
+    target: Target,
+    serving: ServingSpec,
+    *,
+    draft_dir: Path | None,
+    calibration_file: Path | None,
+) -> Engine:
+    """The engine that a serving spec describes; plain decoding without a draft.
+
+    Raises:
+        FormatError: the draft or the calibration is damaged.
+        TargetError: the draft was made for another target.
+    """
+    calibration = Calibration.from_json(calibration_file.read_text()) if calibration_file is not None else None
+    policy = policy_from_spec(serving) if draft_dir is not None else OffPolicy()
+    limits = EngineLimits(serving.max_requests, min(serving.max_context, target.max_context))
+    engine = Engine(target, limits, policy, calibration=calibration)
+    if draft_dir is not None:
+        engine.swap_draft(load_draft(draft_dir, target))
+    return engine
+
+
+def run_to_completion(engine: Engine, requests: Iterable[EngineRequest]) -> Iterator[TokenEvent]:
+    """Submit requests and step until all are done, yielding every event."""
+    for request in requests:
+        engine.submit(request)
+    while engine.has_work:
+        yield from engine.step()

@@ -1,0 +1,428 @@
+"""The speculative engine: continuous batching of ragged verify steps.
+
+A step drafts for every decoding request, lets the policy choose how much of
+each block to verify, flattens all tokens (1 + l_r per request, and chunks of
+prompts) into one target forward, and verifies. The draft's context features
+come out of the same forward. One thread owns the engine.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from draftline.calibration.survival import Calibration
+from draftline.decoding.verify import SamplingLaw, law_of, num_matching, verify_sampled
+from draftline.draft.checkpoint import DraftModel
+from draftline.draft.runner import DraftRunner, Proposal
+from draftline.engine.policy import LengthPolicy, OffPolicy
+from draftline.engine.requests import EngineLoad, EngineRequest, FinishReason, SpeculationStats, TokenEvent
+from draftline.engine.slots import RunningRequest, SlotTable
+from draftline.errors import InputError, TargetError
+from draftline.target.batch import Chunk, StepBatch, build_batch
+from draftline.target.lean import TargetOutput
+from draftline.target.load import Target
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """Sizes that are fixed for an engine's life.
+
+    Attributes:
+        num_slots: Requests decoded together.
+        max_context: Prompt plus answer tokens of one request.
+        prefill_tokens: Prompt tokens processed in one step at most.
+    """
+
+    num_slots: int
+    max_context: int
+    prefill_tokens: int = 512
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """What one request's verify step showed; for calibration.
+
+    Attributes:
+        request_id: Whose.
+        confidence_B: Raw confidence logits of the drafted block.
+        num_verified: Drafts verified.
+        num_accepted: Of those, accepted.
+    """
+
+    request_id: str
+    confidence_B: tuple[float, ...]
+    num_verified: int
+    num_accepted: int
+
+
+class Engine:
+    """Decodes many requests together, speculatively when it has a draft.
+
+    Args:
+        target: The model whose law the output follows.
+        limits: Fixed sizes.
+        policy: How much of each block is verified.
+        calibration: Maps confidence logits to survival; raw when ``None``.
+        keep_traces: Collect a :class:`StepTrace` per request and step.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        limits: EngineLimits,
+        policy: LengthPolicy | None = None,
+        *,
+        calibration: Calibration | None = None,
+        keep_traces: bool = False,
+    ) -> None:
+        self._target = target
+        self._model = target.model
+        self._limits = limits
+        self.policy: LengthPolicy = policy or OffPolicy()
+        self.calibration = calibration
+        self.traces: list[StepTrace] | None = [] if keep_traces else None
+        # A block is written past the context, so positions go a little further.
+        self._num_positions = limits.max_context + 64
+        self._cache = self._model.new_cache(limits.num_slots, self._num_positions)
+        self._slots = SlotTable(limits.num_slots)
+        self._waiting: deque[EngineRequest] = deque()
+        self._cancelled: set[str] = set()
+        self._runner: DraftRunner | None = None
+        self._draft: DraftModel | None = None
+        self._mean_budget = 0.0
+
+    # -- requests -----------------------------------------------------------------------------------------------
+
+    def submit(self, request: EngineRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            InputError: it is empty, does not fit the context, or asks for an
+                impossible law.
+        """
+        prompt, sampling = request.prompt_ids, request.sampling
+        if not prompt:
+            raise InputError("the prompt is empty", expected="at least one token")
+        if sampling.max_tokens < 1:
+            raise InputError("max_tokens is too small", got=sampling.max_tokens, expected="at least 1")
+        if len(prompt) + sampling.max_tokens > self._limits.max_context:
+            raise InputError(
+                "the request does not fit the context",
+                got=f"{len(prompt)} prompt + {sampling.max_tokens} new tokens",
+                expected=f"at most {self._limits.max_context} together",
+                remedy="Shorten the prompt or lower max_tokens",
+            )
+        bad = [t for t in prompt if not 0 <= t < self._target.vocab_size]
+        if bad:
+            raise InputError("the prompt has a token outside the vocabulary", got=bad[0])
+        self._waiting.append(request)
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request at the next step; unknown ids are ignored."""
+        self._cancelled.add(request_id)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether :meth:`step` would do anything."""
+        return bool(self._waiting or self._slots.running)
+
+    def load(self) -> EngineLoad:
+        """A snapshot of how busy the engine is."""
+        used = sum(r.num_processed for r in self._slots.running)
+        capacity = self._limits.num_slots * self._limits.max_context
+        return EngineLoad(len(self._slots.running), len(self._waiting), used / capacity, self._mean_budget)
+
+    def swap_draft(self, draft: DraftModel | None) -> None:
+        """Take another draft, or none; call between steps.
+
+        Requests in flight go on without speculation (their context features
+        belong to the old draft); the output law does not change.
+
+        Raises:
+            TargetError: the draft was made for another target; the old one stays.
+        """
+        runner = None
+        if draft is not None:
+            check_fits(draft, self._target)
+            runner = DraftRunner(
+                draft.config,
+                draft.weights,
+                self._target.embedding_VD,
+                self._target.lm_head_VD,
+                self._target.dtype,
+                self._limits.num_slots,
+                self._num_positions,
+            )
+        self._runner, self._draft = runner, draft
+        for request in self._slots.running:
+            request.has_draft_context = False
+        self._slots.forget()
+
+    # -- the step -----------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self) -> list[TokenEvent]:
+        """Advance every running request; returns what happened, finished requests included."""
+        events = self._drop_cancelled()
+        self._admit()
+        running = self._slots.running
+        if not running:
+            return events
+        decoding = [r for r in running if not r.is_prefilling]
+        proposal, drafting = self._propose(decoding)
+        lengths = self._choose_lengths(proposal, drafting, decoding)
+        drafted = self._drafted_ids(proposal, drafting, lengths)
+        chunks, ready = self._chunks(running, drafted)
+        batch = build_batch([c for _, c in chunks], self._num_positions, self._model.dtype, self._model.device)
+        taps = self._draft.config.target_layer_ids if self._draft is not None else ()
+        output = self._model.forward(batch, self._cache, taps)
+        logits, first_row = self._logits(output, chunks, ready)
+        best, log_normaliser = logits.argmax(-1).tolist(), logits.float().logsumexp(-1)
+        proposal_row = {r.slot: row for row, r in enumerate(drafting)}
+        offset = 0
+        kept: list[Tensor] = []
+        finished: list[tuple[RunningRequest, FinishReason]] = []
+        for request, chunk in chunks:
+            size = len(chunk.token_ids)
+            valid = size
+            if request.slot in ready:
+                first = first_row[request.slot]
+                rows = slice(first, first + len(drafted[request.slot]) + 1)
+                row = proposal_row.get(request.slot)
+                new_ids, num_accepted = self._verify(
+                    request, logits[rows], best[rows], drafted[request.slot], proposal, row
+                )
+                if not request.is_prefilling:
+                    valid = 1 + num_accepted
+                    request.stats.record(len(drafted[request.slot]), num_accepted)
+                event, reason = self._emit(request, new_ids, logits[rows], log_normaliser[rows])
+                events.append(event)
+                if reason is not None:
+                    finished.append((request, reason))
+            kept.append(torch.arange(offset, offset + valid))
+            self._slots.extend(request.slot, chunk.token_ids[:valid])
+            request.num_processed += valid
+            offset += size
+        self._append_features(output, batch, torch.cat(kept))
+        for request, _ in finished:
+            self._release(request)
+        return events
+
+    def _admit(self) -> None:
+        while self._waiting and self._slots.has_room:
+            request = self._waiting.popleft()
+            source, length = self._slots.best_prefix(request.prompt_ids)
+            slot = len(self._slots.running)
+            if length and source != slot:
+                self._cache.move(source, slot, length)
+                if self._runner is not None:
+                    self._runner.move(source, slot, length)
+            seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(63)
+            self._slots.admit(RunningRequest(request, slot, length, np.random.default_rng(seed)))
+
+    def _propose(self, decoding: Sequence[RunningRequest]) -> tuple[Proposal | None, list[RunningRequest]]:
+        if self._runner is None or not self.policy.wants_draft:
+            return None, []
+        # The last token needs no draft: the target's own draw ends the request.
+        drafting = [
+            r for r in decoding if r.has_draft_context and r.request.sampling.max_tokens - len(r.output_ids) > 1
+        ]
+        if not drafting:
+            return None, []
+        temperatures = [r.request.sampling.temperature for r in drafting]
+        uniforms = None
+        if any(t > 0 for t in temperatures):
+            block = self._runner.config.block_size
+            uniforms = torch.from_numpy(np.stack([r.random.random(block) for r in drafting]))
+        proposal = self._runner.propose(
+            [r.slot for r in drafting],
+            [r.output_ids[-1] for r in drafting],
+            [r.num_processed for r in drafting],
+            temperatures,
+            uniforms,
+        )
+        return proposal, drafting
+
+    def _choose_lengths(
+        self, proposal: Proposal | None, drafting: Sequence[RunningRequest], decoding: Sequence[RunningRequest]
+    ) -> list[int]:
+        if proposal is None:
+            if decoding:
+                self._mean_budget *= 0.95
+            return []
+        block = proposal.token_ids_RB.shape[1]
+        survival = None
+        if proposal.confidence_RB is not None:
+            raw = proposal.confidence_RB.double().numpy()
+            survival = (self.calibration or Calibration.identity(block)).survival(raw)
+        lengths = self.policy.lengths(survival, block, len(drafting))
+        # A request never needs more drafts than tokens it may still emit, less the target's own.
+        lengths = [
+            min(n, r.request.sampling.max_tokens - len(r.output_ids) - 1) for n, r in zip(lengths, drafting, strict=True)
+        ]
+        self._mean_budget = 0.95 * self._mean_budget + 0.05 * (sum(lengths) / len(decoding))
+        return lengths
+
+    @staticmethod
+    def _drafted_ids(
+        proposal: Proposal | None, drafting: Sequence[RunningRequest], lengths: Sequence[int]
+    ) -> dict[int, list[int]]:
+        if proposal is None:
+            return {}
+        ids = proposal.token_ids_RB.tolist()
+        return {r.slot: ids[row][: lengths[row]] for row, r in enumerate(drafting)}
+
+    def _chunks(
+        self, running: Sequence[RunningRequest], drafted: dict[int, list[int]]
+    ) -> tuple[list[tuple[RunningRequest, Chunk]], set[int]]:
+        """The step's chunks in slot order, and the slots whose next token comes out of it."""
+        budget = self._limits.prefill_tokens
+        chunks: list[tuple[RunningRequest, Chunk]] = []
+        ready: set[int] = set()
+        for request in running:
+            start = request.num_processed
+            if request.is_prefilling:
+                if budget <= 0:
+                    continue
+                ids: Sequence[int] = request.request.prompt_ids[start : start + budget]
+                budget -= len(ids)
+                if start + len(ids) == len(request.request.prompt_ids):
+                    ready.add(request.slot)
+            else:
+                ids = [request.output_ids[-1], *drafted.get(request.slot, [])]
+                ready.add(request.slot)
+            drafted.setdefault(request.slot, [])
+            chunks.append((request, Chunk(request.slot, start, ids)))
+        return chunks, ready
+
+    def _logits(
+        self, output: TargetOutput, chunks: Sequence[tuple[RunningRequest, Chunk]], ready: set[int]
+    ) -> tuple[Tensor, dict[int, int]]:
+        """Logits of the rows that decide something, and each slot's first row."""
+        wanted: list[int] = []
+        first_row: dict[int, int] = {}
+        offset = 0
+        for request, chunk in chunks:
+            size = len(chunk.token_ids)
+            if request.slot in ready:
+                first_row[request.slot] = len(wanted)
+                wanted.extend([offset + size - 1] if request.is_prefilling else range(offset, offset + size))
+            offset += size
+        if not wanted:
+            return output.hidden_ND.new_empty(0, self._target.vocab_size), first_row
+        hidden = output.hidden_ND if len(wanted) == offset else output.hidden_ND[torch.tensor(wanted)]
+        return self._model.logits(hidden), first_row
+
+    def _verify(
+        self,
+        request: RunningRequest,
+        logits: Tensor,
+        best: list[int],
+        drafted: list[int],
+        proposal: Proposal | None,
+        row: int | None,
+    ) -> tuple[list[int], int]:
+        """New tokens of one request, and how many drafts were accepted."""
+        sampling = request.request.sampling
+        if sampling.temperature == 0:
+            accepted = num_matching(best, drafted)
+            following = best[accepted]
+        else:
+            law = law_of(logits, SamplingLaw(sampling.temperature, sampling.top_p, sampling.top_k))
+            uniforms = torch.from_numpy(request.random.random(len(drafted) + 1))
+            columns = proposal.columns_RB[row].tolist() if proposal is not None and row is not None else []
+            draft_law = (
+                proposal.law_RBW[row]
+                if proposal is not None and row is not None and proposal.law_RBW is not None
+                else law[:0]
+            )
+            mapping = self._runner.draft_to_target if self._runner is not None else None
+            accepted, following = verify_sampled(law, draft_law, drafted, columns, mapping, uniforms)
+        if self.traces is not None and proposal is not None and row is not None and proposal.confidence_RB is not None:
+            confidence = tuple(proposal.confidence_RB[row].tolist())
+            self.traces.append(StepTrace(request.request.request_id, confidence, len(drafted), accepted))
+        return [*drafted[:accepted], following], accepted
+
+    def _emit(
+        self, request: RunningRequest, new_ids: list[int], logits: Tensor, log_normaliser: Tensor
+    ) -> tuple[TokenEvent, FinishReason | None]:
+        sampling = request.request.sampling
+        stops = set(sampling.stop_token_ids)
+        if not sampling.ignore_eos:
+            stops.update(self._target.eos_token_ids)
+        reason: FinishReason | None = None
+        emitted: list[int] = []
+        for token in new_ids:
+            emitted.append(token)
+            count = len(request.output_ids) + len(emitted)
+            if token in stops and count > sampling.min_tokens:
+                reason = "stop"
+                break
+            if count >= sampling.max_tokens:
+                reason = "length"
+                break
+        request.output_ids.extend(emitted)
+        chosen = logits[torch.arange(len(emitted)), torch.tensor(emitted)].float() - log_normaliser[: len(emitted)]
+        stats = replace(request.stats, accepted_histogram=list(request.stats.accepted_histogram))
+        event = TokenEvent(request.request.request_id, tuple(emitted), tuple(chosen.tolist()), reason, stats)
+        return event, reason
+
+    def _append_features(self, output: TargetOutput, batch: StepBatch, kept: Tensor) -> None:
+        if self._runner is None:
+            return
+        if len(kept) == len(batch.positions_N):
+            self._runner.append(output.taps_NLD, batch.positions_N, batch.cache_index_N)
+        else:
+            self._runner.append(output.taps_NLD[kept], batch.positions_N[kept], batch.cache_index_N[kept])
+
+    # -- leaving ------------------------------------------------------------------------------------------------
+
+    def _drop_cancelled(self) -> list[TokenEvent]:
+        if not self._cancelled:
+            return []
+        events = []
+        for request in [r for r in self._slots.running if r.request.request_id in self._cancelled]:
+            self._release(request)
+            events.append(TokenEvent(request.request.request_id, (), (), "cancelled", request.stats))
+        for waiting in [r for r in self._waiting if r.request_id in self._cancelled]:
+            self._waiting.remove(waiting)
+            events.append(TokenEvent(waiting.request_id, (), (), "cancelled", SpeculationStats()))
+        self._cancelled.clear()
+        return events
+
+    def _release(self, request: RunningRequest) -> None:
+        moved = self._slots.release(request)
+        if moved is not None:
+            source, destination, length = moved
+            self._cache.move(source, destination, length)
+            if self._runner is not None:
+                self._runner.move(source, destination, length)
+
+
+def check_fits(draft: DraftModel, target: Target) -> None:
+    """Refuse a draft that was made for another target.
+
+    Raises:
+        TargetError: hidden size, depth, heads or vocabulary differ.
+    """
+    config = draft.config
+    pairs = {
+        "hidden size": (config.hidden_size, target.config.hidden_size),
+        "vocabulary": (config.vocab_size, target.config.vocab_size),
+        "target layers": (config.num_target_layers, target.config.num_layers),
+    }
+    for what, (got, expected) in pairs.items():
+        if got != expected:
+            raise TargetError(
+                f"the draft does not fit the target: its {what} differs",
+                got=got,
+                expected=str(expected),
+                remedy="Deploy a draft that was trained for this target",
+            )

@@ -1,0 +1,1 @@
+"""From conversations to token samples with a loss mask, in ragged shards."""

@@ -1,0 +1,118 @@
+"""The tokens station: responses in, ragged token shards out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from draftline.cache.shards import Manifest, ShardInfo, encode_shard, shard_name
+from draftline.errors import InputError
+from draftline.steps.context import StepContext, StepOutput
+
+SPLITS = ("train", "validation", "calibration")
+
+
+@dataclass(frozen=True)
+class TokenSample:
+    """One conversation as tokens; ``loss_mask`` is 1 on what the target produced."""
+
+    sample_id: str
+    split: str
+    input_ids: list[int]
+    loss_mask: list[int]
+
+
+def sample_of(record: dict[str, Any], max_length: int) -> tuple[TokenSample, bool]:
+    """Turn a response record into a sample.
+
+    The mask comes from token boundaries: each turn records the ids that were
+    fed and the ids that came out, and the last turn's prompt contains all
+    turns before it, as the target's own template wrote them. An earlier
+    answer is marked where its ids reappear in the next turn's prompt.
+
+    Returns:
+        The sample and whether it was cut to ``max_length``.
+    """
+    input_ids: list[int] = []
+    mask: list[int] = []
+    for turn in record["turns"]:
+        prompt, response = turn["prompt_ids"], turn["response_ids"]
+        # A template may normalise earlier text; only what is equal keeps its mask.
+        kept = _common(input_ids, prompt)
+        input_ids, mask = list(prompt), mask[:kept] + [0] * (len(prompt) - kept)
+        input_ids += response
+        mask += [1] * len(response)
+    was_cut = len(input_ids) > max_length
+    return TokenSample(record["id"], record["split"], input_ids[:max_length], mask[:max_length]), was_cut
+
+
+def run(context: StepContext) -> StepOutput:
+    """Write token shards; see FORMAT.md in :mod:`draftline.cache`.
+
+    Raises:
+        InputError: no sample has a token to learn from.
+    """
+    spec = context.spec.tokens
+    responses = context.inputs["responses"]
+    names = list(responses.outputs["shards"])
+    pending: dict[str, list[TokenSample]] = {split: [] for split in SPLITS}
+    numbers = dict.fromkeys(SPLITS, 0)
+    shards: list[ShardInfo] = []
+    num_cut = num_empty = 0
+
+    def flush(split: str) -> None:
+        if pending[split]:
+            shards.append(_write(context, split, numbers[split], pending[split], responses.outputs["target"]))
+            numbers[split] += 1
+            pending[split] = []
+
+    for done, name in enumerate(names):
+        for record in _records(context.store.get(f"{responses.prefix}/{name}")):
+            sample, was_cut = sample_of(record, spec.max_length)
+            num_cut += was_cut
+            if sum(sample.loss_mask) < 2:
+                num_empty += 1
+                continue
+            pending[sample.split].append(sample)
+            if sum(len(s.input_ids) for s in pending[sample.split]) >= spec.shard_tokens:
+                flush(sample.split)
+        context.report(done + 1, len(names), "shards")
+    for split in SPLITS:
+        flush(split)
+    if not any(s.split == "train" for s in shards):
+        raise InputError("no training sample is left", got=f"{num_empty} without an answer", remedy="Give more prompts")
+    order = sorted(shards, key=lambda s: (SPLITS.index(s.split), s.name))
+    manifest = Manifest("tokens", responses.outputs["target"], tuple(order))
+    metrics = {"num_samples": float(sum(s.num_samples for s in order)), "num_tokens": float(sum(s.num_tokens for s in order))}
+    return StepOutput({**manifest.to_json(), "num_cut": num_cut, "num_empty": num_empty}, metrics)
+
+
+def _write(context: StepContext, split: str, number: int, samples: list[TokenSample], target: str) -> ShardInfo:
+    lengths = torch.tensor([0] + [len(s.input_ids) for s in samples])
+    data = encode_shard(
+        {
+            "input_ids": torch.tensor([t for s in samples for t in s.input_ids], dtype=torch.int32),
+            "loss_mask": torch.tensor([m for s in samples for m in s.loss_mask], dtype=torch.uint8),
+            "cu_seqlens": lengths.cumsum(0),
+        },
+        {"kind": "tokens", "ids": [s.sample_id for s in samples], "target": target},
+    )
+    name = shard_name(split, number)
+    context.store.put(f"{context.prefix}/{name}", data)
+    return ShardInfo.of(name, split, len(samples), int(lengths.sum()), data)
+
+
+def _records(data: bytes) -> Iterator[dict[str, Any]]:
+    for line in data.decode().splitlines():
+        yield json.loads(line)
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    for index, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return index
+    return min(len(a), len(b))
