@@ -161,16 +161,18 @@ def up(
     """Start the embedded platform: MLflow and Ray on 127.0.0.1."""
     from draftline.target.allocator import ALLOCATOR_ENV
     from pipelines.embedded import platform
+    from pipelines.interrupts import terminate_as_interrupt
 
     ctx.meta["home"] = home
     console = Console()
-    platform.up(
-        home,
-        mlflow_port=mlflow_port,
-        serve_port=serve_port,
-        worker_env=ALLOCATOR_ENV,
-        on_event=lambda line: console.print(line, style="dim", highlight=False, soft_wrap=True),
-    )
+    with terminate_as_interrupt():
+        platform.up(
+            home,
+            mlflow_port=mlflow_port,
+            serve_port=serve_port,
+            worker_env=ALLOCATOR_ENV,
+            on_event=lambda line: console.print(line, style="dim", highlight=False, soft_wrap=True),
+        )
     console.print(platform.render_status(platform.status(home)))
 
 

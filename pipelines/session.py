@@ -185,13 +185,13 @@ def serve_until_interrupted(platform: Platform, console: Console) -> None:
     console.print("\nServing until Ctrl-C.", style="bold")
     try:
         while True:
-            time.sleep(_HEALTH_INTERVAL_S)
             ended = [service for service in status(platform.home).services if service.pid is None]
             if ended:
                 raise PlatformError(
                     f"{ended[0].name} ended by itself",
                     remedy=f"Its log is {ended[0].log}; start the same command again, finished steps are kept",
                 )
+            time.sleep(_HEALTH_INTERVAL_S)
     except KeyboardInterrupt:
         console.print()
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from draftline.progress import JsonlProgress, ProgressEvent
 from draftline.steps import STATIONS
 from pipelines.events import STATION_WEIGHTS, EventFollower, RunProgress, StationProgress, run_labels
-from pipelines.progress_view import LineView, describe, describe_run, format_duration, open_view, render
+from pipelines.progress_view import LineView, LiveView, describe, describe_run, format_duration, open_view, render
 
 
 def event(step: str, state: str, time_s: float, done: float = 0, total: float = 0, note: str = "") -> ProgressEvent:
@@ -116,10 +116,11 @@ def test_follower_waits_for_whole_lines(tmp_path: Path) -> None:
     follower = EventFollower(path)
     assert list(follower.poll()) == []
     JsonlProgress(path).emit(event("prompts", "started", 1.0))
+    JsonlProgress(path).emit(event("prompts", "running", 1.5))
     second = json.dumps({"step": "prompts", "state": "finished", "time_s": 2.0})
     with open(path, "a") as handle:
         handle.write(second[:20])
-    assert [item.state for item in follower.poll()] == ["started"]
+    assert [item.state for item in follower.poll()] == ["started", "running"]
     with open(path, "a") as handle:
         handle.write(second[20:] + '\nnot json\n{"step": 1, "colour": 2}\n')
     assert [item.state for item in follower.poll()] == ["finished"]
@@ -171,3 +172,19 @@ def test_plain_lines_when_not_a_terminal() -> None:
         "[draft] 0 %  0/100 steps  0:00  estimating",
         "[draft] 25 %  25/100 steps  0:05  0:15 left",
     ]
+
+
+def test_a_terminal_gets_the_table_in_place() -> None:
+    output = io.StringIO()
+    run = RunProgress.for_run(["prompts", "draft"], 0.0)
+    view = open_view(Console(file=output, width=90, force_terminal=True), run)
+    assert isinstance(view, LiveView)
+    with view:
+        run.apply(event("draft", "started", 0.0))
+        run.apply(event("draft", "running", 1.0, 0, 100))
+        view.update(1.0)
+        run.apply(event("draft", "running", 11.0, 50, 100))
+        view.update(11.0)
+    text = output.getvalue()
+    assert "\x1b[1A" in text, "the second drawing must go up to the first"
+    assert "50/100 steps  0:11  0:10 left" in text.rsplit("\x1b[1A", 1)[-1]

@@ -141,14 +141,17 @@ def test_nothing_is_left_when_the_run_is_ended(
     assert len(below) >= 2
     assert list(scratch.iterdir()) != []
     driver.send_signal(number)
-    driver.wait(END_TIMEOUT_S)
-    _, alive = psutil.wait_procs(below, timeout=END_TIMEOUT_S)
     try:
+        driver.wait(END_TIMEOUT_S)
+        _, alive = psutil.wait_procs(below, timeout=END_TIMEOUT_S)
         assert alive == []
         assert list(scratch.iterdir()) == []
     finally:
-        for process in alive:
-            process.kill()
+        for process in below:
+            if process.is_running():
+                process.kill()
+        driver.kill()
+        driver.wait()
 
 
 def test_steps_see_the_environment_of_the_run(tmp_path: Path) -> None:

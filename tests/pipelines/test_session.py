@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import signal
 import socket
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from pipelines.session import (
     print_addresses,
     require_deployed,
     running_platform,
+    serve_until_interrupted,
     step_environment,
     stream_answer,
 )
@@ -40,7 +42,7 @@ def recording() -> tuple[Console, io.StringIO]:
 
 
 @pytest.fixture
-def platform(tmp_path: Path) -> Platform:
+def described(tmp_path: Path) -> Platform:
     """The description of a platform; nothing runs."""
     return Platform(
         home=tmp_path, mlflow_uri="http://127.0.0.1:5000", ray_address="127.0.0.1:6379",
@@ -90,15 +92,15 @@ def test_the_curl_line_survives_a_shell() -> None:
     assert body["model"] == "it's" and body["stream"] is True
 
 
-def test_addresses(platform: Platform) -> None:
+def test_addresses(described: Platform) -> None:
     console, output = recording()
-    print_addresses(platform, deployed("http://127.0.0.1:8123"), console)
+    print_addresses(described, deployed("http://127.0.0.1:8123"), console)
     text = output.getvalue()
     assert "MLflow    http://127.0.0.1:5000\n" in text
     assert f"Endpoint  http://127.0.0.1:8123/v1  (OpenAI API, model {MODEL})\n" in text
     assert "\nTry it:\ncurl -N http://127.0.0.1:8123/v1/chat/completions" in text
     console, output = recording()
-    print_addresses(platform, None, console)
+    print_addresses(described, None, console)
     assert "Endpoint" not in output.getvalue() and "curl" not in output.getvalue()
 
 
@@ -113,8 +115,8 @@ def test_a_demo_whose_draft_was_refused_fails_with_the_reasons() -> None:
     require_deployed({"deploy": deployed("http://127.0.0.1:1")})
 
 
-def test_steps_get_the_platform_and_the_allocator(platform: Platform) -> None:
-    environment = step_environment(platform)
+def test_steps_get_the_platform_and_the_allocator(described: Platform) -> None:
+    environment = step_environment(described)
     assert environment["RAY_ADDRESS"] == "127.0.0.1:6379"
     assert environment["DRAFTLINE_SERVE_PORT"] == "8123"
     assert environment.items() >= ALLOCATOR_ENV.items()
@@ -128,3 +130,25 @@ def test_a_platform_that_cannot_start_is_an_error(tmp_path: Path) -> None:
         options = SessionOptions(tmp_path, serve_port=listener.getsockname()[1])
         with pytest.raises(PlatformError, match="port is taken"), running_platform(options, console):
             pytest.fail("the platform must not start")
+
+
+def test_serving_ends_with_an_interrupt(platform: Platform) -> None:
+    console, output = recording()
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        serve_until_interrupted(platform, console)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, previous)
+    assert output.getvalue().strip() == "Serving until Ctrl-C."
+
+
+def test_serving_ends_when_a_service_does(described: Platform) -> None:
+    console, _ = recording()
+    with pytest.raises(PlatformError, match="mlflow ended by itself"):
+        serve_until_interrupted(described, console)
