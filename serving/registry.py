@@ -141,8 +141,9 @@ class RegistrySource:
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{version}-"))
         try:
             with _registry_errors(f"download {self._model} version {version}"):
+                # A models:/ URI would resolve through mlflow's process-wide registry, whatever is passed here.
                 got = download_artifacts(
-                    f"models:/{self._model}/{version}",
+                    self._client().get_model_version_download_uri(self._model, version),
                     dst_path=str(temporary),
                     tracking_uri=self._tracking_uri,
                     registry_uri=self._tracking_uri,

@@ -15,7 +15,7 @@ from draftline.spec import RunSpec
 from serving.registry import DraftFiles, DraftFollower, DraftSource, open_source
 from serving.service import CompletionService, ServiceInfo
 from serving.tokenizer import TokenizerText
-from serving.worker import EngineWorker
+from serving.worker import EngineWorker, ServingEngine
 
 if TYPE_CHECKING:
     from draftline.engine.engine import Engine
@@ -65,16 +65,20 @@ class Replica:
 StartReplica = Callable[[ReplicaConfig], Replica]
 
 
-def start_replica(config: ReplicaConfig) -> Replica:
+def start_replica(config: ReplicaConfig, source: DraftSource | None = None) -> Replica:
     """Load everything and start the engine thread; blocks until requests can be answered.
+
+    Args:
+        config: What to load.
+        source: Where the draft comes from, instead of ``config.draft_uri``.
 
     Raises:
         DraftlineError: the target or the draft cannot be had, or they do not fit.
     """
-    serving, source, draft = config.spec.serving, None, None
-    if config.draft_uri is not None:
+    serving = config.spec.serving
+    if source is None and config.draft_uri is not None:
         source = open_draft_source(config)
-        draft = source.fetch(source.current())
+    draft = source.fetch(source.current()) if source is not None else None
     targets: list[Target] = []
 
     def build() -> Engine:
@@ -134,10 +138,17 @@ def swap_draft(service: CompletionService, target: Target, files: DraftFiles) ->
     Raises:
         DraftlineError: the draft is damaged or not for this target; the old one stays.
     """
+    from draftline.calibration.survival import Calibration
     from draftline.engine.build import load_draft
 
     draft = load_draft(files.draft_dir, target)
-    service.worker.call(lambda engine: engine.swap_draft(draft)).result()
+    calibration = Calibration.from_json(files.calibration_file.read_text()) if files.calibration_file else None
+
+    def exchange(engine: ServingEngine) -> None:
+        engine.swap_draft(draft)
+        engine.calibration = calibration
+
+    service.worker.call(exchange).result()
     service.set_draft(files.name, block_size(files))
     service.worker.metrics.record_swap()
 

@@ -195,7 +195,8 @@ class CompletionService:
         for prompt in prompts:
             sampling = self._sampling(request, len(prompt))
             for number in range(request.n or 1):
-                seed = None if request.seed is None else request.seed + number
+                # Random generators take no negative seeds; distinct seeds stay distinct.
+                seed = None if request.seed is None else (request.seed + number) % 2**64
                 sequences.append(
                     EngineRequest(f"{job_id}-{len(sequences)}", tuple(prompt), replace(sampling, seed=seed))
                 )

@@ -52,6 +52,9 @@ class ServingEngine(Protocol):
         """A snapshot."""
         ...
 
+    calibration: Any
+    """Maps the draft's confidences; exchanged together with it."""
+
     def swap_draft(self, draft: Any) -> None:
         """Exchange the draft; requests in flight continue. Only the engine knows the draft's type."""
         ...

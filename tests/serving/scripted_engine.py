@@ -60,6 +60,7 @@ class ScriptedEngine:
         self.max_running = max_running
         self.max_context = max_context
         self.step_s = step_s
+        self.calibration: object = None
         self.crash: Exception | None = None
         self.gate = threading.Event()
         self.gate.set()

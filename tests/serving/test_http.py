@@ -73,6 +73,11 @@ def test_several_prompts_and_choices_keep_their_order(server: Running) -> None:
     assert [r.sampling.seed for r in server.engine.seen[-4:]] == [7, 8, 7, 8]
 
 
+def test_a_negative_seed_is_as_good_as_any(server: Running) -> None:
+    server.client().completions.create(model=MODEL, prompt="x", n=2, max_tokens=2, seed=-1)
+    assert [r.sampling.seed for r in server.engine.seen[-2:]] == [2**64 - 1, 0]
+
+
 def test_token_ids_are_a_prompt(server: Running) -> None:
     server.client().completions.create(model=MODEL, prompt=[1, 2, 3], max_tokens=1)
     assert server.engine.seen[-1].prompt_ids == (1, 2, 3)

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from draftline.errors import DraftlineError, FormatError, PlatformError, RegistryError, TargetError
 from draftline.registry_layout import digest_tag, file_digest
 from serving.registry import DraftFiles, DraftFollower, FolderSource, RegistrySource, open_source
+from tests.serving.servers import wait_until
 
 MODEL = "support-desk"
 
@@ -181,9 +182,7 @@ def test_the_follower_polls_until_stopped(registry: Registry, tmp_path: Path) ->
     swaps = Swaps()
     follower = DraftFollower(source(registry, tmp_path), "nothing", swaps, poll_s=0.01)
     follower.start()
-    follower._thread.join(0.01)
-    while not swaps.taken:
-        follower._thread.join(0.01)
+    wait_until(lambda: bool(swaps.taken))
     follower.stop()
     follower._thread.join(5)
     assert not follower._thread.is_alive()

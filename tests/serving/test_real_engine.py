@@ -1,0 +1,162 @@
+"""The real engine on a tiny target behind the real HTTP surface, drafts from a real registry."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from draftline.errors import TargetError
+from draftline.spec import RunSpec, derive, recipe
+from serving.api import create_api
+from serving.registry import DraftFiles, FolderSource
+from serving.replica import Replica, ReplicaConfig, start_replica
+from tests.serving.servers import wait_until
+from tests.serving.tiny import write_draft
+
+MODEL = "tiny"
+LONG = 600
+
+
+def tiny_spec(target: Path, policy: str = "fixed") -> RunSpec:
+    """A spec that serves the tiny target in fp32."""
+    return derive(
+        recipe("smollm2-135m"),
+        {
+            "target.source": str(target),
+            "target.dtype": "fp32",
+            "serving.model_name": MODEL,
+            "serving.max_requests": 3,
+            "serving.max_context": 1024,
+            "serving.policy": policy,
+        },
+    )
+
+
+@contextmanager
+def serve_replica(replica: Replica) -> Iterator[str]:
+    """The replica under uvicorn; yields its root URL."""
+    server = uvicorn.Server(
+        uvicorn.Config(create_api(replica.service), host="127.0.0.1", port=0, log_level="critical", ws="none")
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_until(lambda: server.started)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        replica.close()
+        thread.join(10)
+
+
+def answer(url: str, prompt: str, max_tokens: int = LONG) -> list[float]:
+    """The log-probabilities of a greedy answer: they tell two answers apart better than text."""
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
+    stream = client.completions.create(
+        model=MODEL,
+        prompt=prompt,
+        max_tokens=max_tokens,
+        temperature=0,
+        logprobs=0,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+    values: list[float] = []
+    for chunk in stream:
+        if chunk.choices and chunk.choices[0].logprobs is not None:
+            values += chunk.choices[0].logprobs.token_logprobs or []
+    return values
+
+
+PROMPTS = [f"ticket {number}: where is my parcel?" for number in range(6)]
+
+
+@pytest.fixture(scope="module")
+def plain_answers(tiny_target_dir: Path) -> list[list[float]]:
+    """What the target answers without any draft, one prompt at a time."""
+    with serve_replica(start_replica(ReplicaConfig(tiny_spec(tiny_target_dir, "off"), num_threads=1))) as url:
+        return [answer(url, prompt) for prompt in PROMPTS]
+
+
+class Promotable:
+    """A draft source whose champion is a folder name that a test sets."""
+
+    def __init__(self, root: Path, champion: str) -> None:
+        self.root = root
+        self.champion = champion
+
+    def current(self) -> str:
+        """See DraftSource."""
+        return self.champion
+
+    def fetch(self, name: str) -> DraftFiles:
+        """See DraftSource."""
+        return FolderSource(self.root / name).fetch(name)
+
+
+def test_answers_are_the_targets_own_while_drafts_come_and_go(
+    tiny_target_dir: Path, plain_answers: list[list[float]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_draft(tmp_path / "one", seed=1)
+    write_draft(tmp_path / "two", seed=2)
+    write_draft(tmp_path / "misfit", seed=3, hidden_size=64)
+    source = Promotable(tmp_path, "one")
+    config = ReplicaConfig(tiny_spec(tiny_target_dir), num_threads=1, poll_s=0.02)
+    replica = start_replica(config, source)
+    with serve_replica(replica) as url, ThreadPoolExecutor(6) as clients:
+        asked = [clients.submit(answer, url, prompt) for prompt in PROMPTS]
+        wait_until(lambda: replica.service.worker.load().num_running == 3)
+        source.champion = "two"
+        wait_until(lambda: replica.service.info.draft == "two")
+        source.champion = "misfit"
+        wait_until(lambda: "misfit is refused, keeping two" in caplog.text)
+        source.champion = "one"
+        wait_until(lambda: replica.service.info.draft == "one")
+        assert not all(task.done() for task in asked), "the swaps came too late to test anything"
+        answers = [task.result(60) for task in asked]
+        metrics = httpx.get(f"{url}/metrics").text
+    assert [len(values) for values in answers] == [LONG] * 6, "a request was lost or cut"
+    for values, plain in zip(answers, plain_answers, strict=True):
+        assert values == pytest.approx(plain, abs=1e-4)
+    assert 'draftline:draft_swaps_total{model_name="tiny"} 2.0' in metrics
+    assert 'vllm:spec_decode_num_draft_tokens_total{model_name="tiny"} 0.0' not in metrics, "nothing was speculated"
+
+
+def test_a_draft_for_another_target_does_not_start(tiny_target_dir: Path, tmp_path: Path) -> None:
+    misfit = write_draft(tmp_path / "misfit", seed=3, hidden_size=64)
+    with pytest.raises(TargetError, match="hidden size"):
+        start_replica(ReplicaConfig(tiny_spec(tiny_target_dir), draft_uri=str(misfit), num_threads=1))
+
+
+def test_a_chat_uses_the_targets_template_and_reports_speculation(tiny_target_dir: Path, tmp_path: Path) -> None:
+    draft = write_draft(tmp_path / "draft-a", seed=1)
+    replica = start_replica(ReplicaConfig(tiny_spec(tiny_target_dir), draft_uri=str(draft), num_threads=1))
+    with serve_replica(replica) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        answered = client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "hi é"}],
+            max_tokens=20,
+            temperature=0.8,
+            top_p=0.9,
+            seed=-5,
+            n=2,
+            extra_body={"top_k": 50, "ignore_eos": True},
+        )
+    assert answered.usage is not None
+    # One token per byte, and the template's own words.
+    assert answered.usage.prompt_tokens == len("user: hi é\nassistant: ".encode())
+    assert answered.usage.completion_tokens == 40 and len(answered.choices) == 2
+    speculation = answered.model_dump()["metrics"]["speculative_decoding"]
+    assert speculation["num_spec_tokens"] == 3 and len(speculation["acceptance_histogram"]) == 4
+    assert speculation["num_draft_tokens"] > 0 and speculation["num_spec_steps"] == sum(
+        speculation["acceptance_histogram"]
+    )

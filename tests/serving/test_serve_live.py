@@ -1,0 +1,171 @@
+"""The deploy step for real: MLflow, Ray, Ray Serve, the real engine, the real client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from components.deploy.step import run
+from draftline.errors import FormatError, PlatformError
+from draftline.registry_layout import digest_tag, file_digest
+from draftline.spec import derive
+from draftline.steps import StepContext, StepOutput, StepResult
+from draftline.storage import open_store
+from pipelines.embedded.platform import Platform
+from tests.serving.servers import wait_until
+from tests.serving.test_real_engine import MODEL, tiny_spec
+from tests.serving.tiny import write_draft
+
+pytestmark = pytest.mark.slow
+
+REGISTERED = "tiny-desk"
+
+
+def register(platform: Platform, folder: Path, *, has_right_digests: bool = True) -> None:
+    """Register a draft folder as the next version and promote it."""
+    client = MlflowClient(tracking_uri=platform.mlflow_uri, registry_uri=platform.mlflow_uri)
+    run_info = client.create_run("0").info
+    client.log_artifacts(run_info.run_id, str(folder))
+    version = client.create_model_version(REGISTERED, run_info.artifact_uri, run_id=run_info.run_id).version
+    for file in ("draft/config.json", "draft/model.safetensors"):
+        digest = file_digest(folder / file) if has_right_digests else "0" * 64
+        client.set_model_version_tag(REGISTERED, version, digest_tag(file), digest)
+    client.set_registered_model_alias(REGISTERED, "champion", version)
+
+
+def deploy_step(platform: Platform, target: Path, workspace: Path) -> StepOutput:
+    """The station, as the pipeline runs it after a passed gate."""
+    spec = derive(tiny_spec(target), {"serving.max_requests": 8})
+    inputs = {
+        "gate": StepResult("gate", "k", outputs={"passed": True, "reasons": []}),
+        "register": StepResult("register", "k", outputs={"model_name": REGISTERED, "version": "1"}),
+    }
+    return run(StepContext("deploy", "k", spec, open_store(str(workspace)), inputs))
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A live endpoint, and what is needed to deploy again."""
+
+    output: StepOutput
+    platform: Platform
+    target: Path
+    workspace: Path
+
+    def client(self) -> openai.OpenAI:
+        """The real client."""
+        return openai.OpenAI(base_url=self.output.outputs["endpoint"], api_key="none", max_retries=0, timeout=60)
+
+    def draft(self) -> str | None:
+        """The draft that the endpoint says it uses."""
+        return self.client().models.retrieve(MODEL).model_dump()["draft"]
+
+
+@pytest.fixture(scope="module")
+def deployed(platform: Platform, tiny_target_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    workspace = tmp_path_factory.mktemp("deploy")
+    environment = {
+        **platform.ray_client_env,
+        "DRAFTLINE_SERVE_PORT": str(platform.serve_port),
+        "XDG_CACHE_HOME": str(workspace / "cache"),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        MlflowClient(tracking_uri=platform.mlflow_uri).create_registered_model(REGISTERED)
+        register(platform, write_draft(workspace / "one", seed=1))
+        yield Deployed(deploy_step(platform, tiny_target_dir, workspace), platform, tiny_target_dir, workspace)
+
+
+def test_the_endpoint_streams_to_the_openai_client(deployed: Deployed) -> None:
+    outputs = deployed.output.outputs
+    assert outputs["deployed"] is True and outputs["draft"] == f"{REGISTERED}/1"
+    assert outputs["endpoint"] == f"http://127.0.0.1:{deployed.platform.serve_port}/v1"
+    chunks = list(
+        deployed.client().chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "Where is my parcel?"}],
+            max_tokens=40,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True},
+        )
+    )
+    assert len(chunks) > 10, "the answer came in one piece"
+    assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 40
+    assert chunks[-1].model_dump()["metrics"]["speculative_decoding"]["num_spec_tokens"] == 3
+
+
+def test_errors_pass_through_serve_in_openai_shape(deployed: Deployed) -> None:
+    with pytest.raises(openai.BadRequestError, match="'tools' is not supported"):
+        deployed.client().completions.create(model=MODEL, prompt="x", extra_body={"tools": [1]})
+    with pytest.raises(openai.NotFoundError):
+        deployed.client().completions.create(model="other", prompt="x")
+
+
+def test_a_client_that_leaves_frees_its_slot_through_serve(deployed: Deployed) -> None:
+    root = str(deployed.output.outputs["endpoint"]).removesuffix("/v1")
+    body = {"model": MODEL, "prompt": "x", "max_tokens": 1000, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{root}/v1/completions", json=body) as response:
+        next(response.iter_lines())
+    wait_until(lambda: 'finished_reason="cancelled",model_name="tiny"} 1.0' in httpx.get(f"{root}/metrics").text, 10)
+
+
+def test_a_promotion_under_load_swaps_the_draft_and_loses_nothing(deployed: Deployed) -> None:
+    client = deployed.client()
+
+    def ask(number: int) -> int:
+        answer = client.completions.create(
+            model=MODEL, prompt=f"ticket {number}", max_tokens=100, extra_body={"ignore_eos": True}
+        )
+        return answer.usage.completion_tokens if answer.usage else 0
+
+    with ThreadPoolExecutor(4) as clients:
+        register(deployed.platform, write_draft(deployed.workspace / "two", seed=2))
+        counts: list[int] = []
+        for _ in range(200):
+            counts += clients.map(ask, range(8))
+            if deployed.draft() == f"{REGISTERED}/2":
+                break
+        counts += clients.map(ask, range(8))
+    assert deployed.draft() == f"{REGISTERED}/2"
+    assert set(counts) == {100}
+
+
+def test_deploying_a_tampered_draft_fails_and_the_old_one_keeps_serving(deployed: Deployed) -> None:
+    before = deployed.draft()
+    register(deployed.platform, write_draft(deployed.workspace / "bad", seed=9), has_right_digests=False)
+    with pytest.raises(FormatError, match="not the file that was registered"):
+        deploy_step(deployed.platform, deployed.target, deployed.workspace)
+    assert deployed.draft() == before
+    answer = deployed.client().completions.create(model=MODEL, prompt="x", max_tokens=3)
+    assert answer.usage is not None and answer.usage.completion_tokens > 0
+
+
+def test_a_taken_port_is_one_clear_error(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    MlflowClient(tracking_uri=deployed.platform.mlflow_uri).set_registered_model_alias(REGISTERED, "champion", "1")
+    mlflow_port = httpx.URL(deployed.platform.mlflow_uri).port
+    monkeypatch.setenv("DRAFTLINE_SERVE_PORT", str(mlflow_port))
+    with pytest.raises(PlatformError, match=f"port {mlflow_port}|another port"):
+        deploy_step(deployed.platform, deployed.target, deployed.workspace)
+
+
+def test_nothing_listens_beyond_loopback(deployed: Deployed) -> None:
+    supervisors = [psutil.Process(pid) for pid in deployed.platform.pids.values()]
+    family = [process for top in supervisors for process in (top, *top.children(recursive=True))]
+    outside = [
+        (process.name(), connection.laddr)
+        for process in family
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.ip not in ("127.0.0.1", "::1")
+    ]
+    assert any("Serve" in " ".join(process.cmdline()) for process in family), "the replica was not looked at"
+    assert outside == []
