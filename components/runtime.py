@@ -29,8 +29,15 @@ FAILURE_ENV = "DRAFTLINE_FAILURE"
 class Artifact(Protocol):
     """What is used of a ``kfp.dsl.Artifact``."""
 
-    path: str
-    metadata: MutableMapping[str, Any]
+    @property
+    def path(self) -> str:
+        """Its file on this machine."""
+        ...
+
+    @property
+    def metadata(self) -> MutableMapping[str, Any]:
+        """Facts for the KFP page."""
+        ...
 
 
 class Metrics(Artifact, Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -11,9 +12,12 @@ from pathlib import Path
 
 def run_small(root: Path, verdict: str) -> dict[str, Path]:
     """Run the small pipeline in a process of its own; the ``result`` files by task."""
+    scratch = root / "scratch"
+    scratch.mkdir()
     completed = subprocess.run(
         [sys.executable, "-m", "tests.pipelines.small_pipeline", str(root), verdict],
-        capture_output=True, text=True, timeout=60, check=False,
+        # kfp leaves a temporary directory per step.
+        capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "TMPDIR": str(scratch)},
     )  # fmt: skip
     assert completed.returncode == 0, completed.stdout[-3000:] + completed.stderr[-3000:]
     return {path.parent.name: path for path in sorted(root.rglob("result"))}
