@@ -54,6 +54,8 @@ def test_spread_is_even_and_in_order(store: ObjectStore, count: int, expected: i
     assert places == sorted(places)
     gaps = {after - before for before, after in itertools.pairwise(places)}
     assert max(gaps) - min(gaps) <= 1
+    assert places[0] == 0
+    assert places[-1] + max(gaps) >= 9
     assert even_spread(chosen, count) == chosen
 
 

@@ -41,6 +41,16 @@ def test_same_decisions_as_comparing_all_pairs(corpus: list[str], threshold: flo
             kept.append(shingles)
 
 
+@pytest.mark.parametrize(("threshold", "kept"), [(0.5, True), (0.49, False)])
+def test_only_similarity_above_the_threshold_counts(threshold: float, kept: bool) -> None:
+    """Two of four trigrams are shared: the similarity is exactly 0.5."""
+    shingler = Shingler()
+    sets = [shingler.shingle([text]) for text in ("a b c d e", "b c d e f")]
+    index = NearDuplicateIndex(threshold, RarityOrder(sets))
+    assert index.add_if_new(sets[0])
+    assert index.add_if_new(sets[1]) is kept
+
+
 @settings(deadline=None)
 @given(texts, texts, thresholds)
 def test_containment_same_as_comparing_all_pairs(protected: list[str], corpus: list[str], threshold: float) -> None:

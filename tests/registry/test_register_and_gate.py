@@ -182,6 +182,7 @@ def test_judging_again_changes_nothing(store: ObjectStore, mlflow_uri: str) -> N
     gate_step.run(gate_context(context, registered))
     again = gate_step.run(gate_context(context, registered))
     assert again.outputs["alias"] == "champion"
+    assert again.outputs["reasons"][-1]["got"] == "no champion to compare with"  # not with itself
     assert aliases(mlflow_uri) == {"champion": "2", "previous": "1"}
 
 
