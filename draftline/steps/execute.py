@@ -15,6 +15,7 @@ from draftline.steps.ledger import Ledger, StepResult
 from draftline.steps.stations import STATIONS, Station, content_key
 from draftline.storage.base import ObjectStore
 from draftline.target.fingerprint import target_fingerprint
+from draftline.target.hardware import preferred_dtype
 
 StationFunction = Callable[[StepContext], StepOutput]
 
@@ -86,4 +87,6 @@ def _facts(station: Station, spec: RunSpec, item: str) -> dict[str, str]:
         facts["source"] = source_digest(spec.prompts)
     if station.name == "responses":
         facts["target"] = target_fingerprint(spec.target)
+        if spec.target.dtype == "auto":
+            facts["dtype"] = preferred_dtype()
     return facts

@@ -47,11 +47,26 @@ class Station:
 
 _STATIONS = (
     Station("prompts", ("prompts", "seed"), (), "draftline.prompts.station:run"),
-    Station("responses", ("target", "responses", "seed"), ("prompts",), "ray_jobs.regenerate:run", on_ray=True),
+    Station(
+        "responses",
+        (
+            "target",
+            "responses.max_new_tokens",
+            "responses.samples_per_prompt",
+            "responses.greedy_first",
+            "responses.sampling",
+            "responses.shard_prompts",
+            "responses.threads_per_worker",
+            "seed",
+        ),
+        ("prompts",),
+        "ray_jobs.regenerate:run",
+        on_ray=True,
+    ),
     Station("tokens", ("tokens", "target"), ("responses",), "draftline.tokens.station:run"),
     Station(
         "hidden-states",
-        ("target", "cache.codec", "draft.target_layer_ids", "draft.num_taps"),
+        ("target", "cache.codec", "cache.threads_per_worker", "draft.target_layer_ids", "draft.num_taps"),
         ("tokens",),
         "ray_jobs.capture:run",
         on_ray=True,

@@ -60,22 +60,3 @@ def _choose_mode(weight: Tensor) -> str:
     if weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
         return "onednn"
     return "plain"
-
-
-def preferred_dtype() -> torch.dtype:
-    """The faster dtype of this machine: bf16 on CUDA or with AMX, else fp32.
-
-    A CPU without AMX emulates bf16 products: 8 rows then cost nearly four
-    times one row, and verifying a block cannot pay; fp32 stays flat.
-    """
-    if torch.cuda.is_available():
-        return torch.bfloat16
-    return torch.bfloat16 if _has_amx_bf16() else torch.float32
-
-
-def _has_amx_bf16() -> bool:
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as handle:
-            return "amx_bf16" in handle.read()
-    except OSError:
-        return False

@@ -21,8 +21,8 @@ from torch import Tensor
 from draftline.errors import TargetError
 from draftline.spec import TargetSpec
 from draftline.target.fingerprint import TargetFiles, locate_target, target_fingerprint
+from draftline.target.hardware import preferred_dtype
 from draftline.target.lean import LeanModel, ModelConfig
-from draftline.target.linear import preferred_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,7 +81,7 @@ class Target:
 
 def resolve_dtype(name: str) -> torch.dtype:
     """``bf16``, ``fp32`` or ``auto`` (what this machine multiplies faster)."""
-    return preferred_dtype() if name == "auto" else DTYPES[name]
+    return DTYPES[preferred_dtype() if name == "auto" else name]
 
 
 def load_target(spec: TargetSpec, *, cache_dir: Path | None = None, dtype: str | None = None) -> Target:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from draftline.cache.shards import Manifest, ShardInfo, encode_shard, shard_name
 from draftline.errors import InputError
 from draftline.steps.context import StepContext, StepOutput
 
+COUNTS_FILE = "counts.json"
 SPLITS = ("train", "validation", "calibration")
 
 
@@ -63,6 +65,7 @@ def run(context: StepContext) -> StepOutput:
     numbers = dict.fromkeys(SPLITS, 0)
     shards: list[ShardInfo] = []
     num_cut = num_empty = 0
+    counts: Counter[int] = Counter()
 
     def flush(split: str) -> None:
         if pending[split]:
@@ -77,6 +80,8 @@ def run(context: StepContext) -> StepOutput:
             if sum(sample.loss_mask) < 2:
                 num_empty += 1
                 continue
+            if sample.split == "train":
+                counts.update(t for t, m in zip(sample.input_ids, sample.loss_mask, strict=True) if m)
             pending[sample.split].append(sample)
             if sum(len(s.input_ids) for s in pending[sample.split]) >= spec.shard_tokens:
                 flush(sample.split)
@@ -85,10 +90,13 @@ def run(context: StepContext) -> StepOutput:
         flush(split)
     if not any(s.split == "train" for s in shards):
         raise InputError("no training sample is left", got=f"{num_empty} without an answer", remedy="Give more prompts")
+    # Counts of produced tokens choose the draft's vocabulary; likeliest first, ties by id.
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    context.store.put(f"{context.prefix}/{COUNTS_FILE}", json.dumps(ranked).encode())
     order = sorted(shards, key=lambda s: (SPLITS.index(s.split), s.name))
     manifest = Manifest("tokens", responses.outputs["target"], tuple(order))
     metrics = {"num_samples": float(sum(s.num_samples for s in order)), "num_tokens": float(sum(s.num_tokens for s in order))}
-    return StepOutput({**manifest.to_json(), "num_cut": num_cut, "num_empty": num_empty}, metrics)
+    return StepOutput({**manifest.to_json(), "num_cut": num_cut, "num_empty": num_empty, "counts": COUNTS_FILE}, metrics)
 
 
 def _write(context: StepContext, split: str, number: int, samples: list[TokenSample], target: str) -> ShardInfo:
@@ -107,7 +115,8 @@ def _write(context: StepContext, split: str, number: int, samples: list[TokenSam
 
 
 def _records(data: bytes) -> Iterator[dict[str, Any]]:
-    for line in data.decode().splitlines():
+    # Only a line feed separates records: answers may hold other Unicode line ends.
+    for line in filter(None, data.split(b"\n")):
         yield json.loads(line)
 
 

@@ -1,0 +1,32 @@
+"""Read a trained draft out of the workspace, digests checked."""
+
+from __future__ import annotations
+
+import hashlib
+
+from draftline.draft.checkpoint import CONFIG_FILE, WEIGHTS_FILE, DraftModel, from_files
+from draftline.errors import FormatError
+from draftline.steps.ledger import StepResult
+from draftline.storage.base import ObjectStore
+
+
+def stored_draft(store: ObjectStore, draft: StepResult) -> DraftModel:
+    """The draft that a draft step committed.
+
+    Raises:
+        FormatError: a file is not what was recorded.
+        StorageError: it cannot be read.
+    """
+    data = {}
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        key = f"{draft.prefix}/draft/{name}"
+        data[name] = store.get(key)
+        digest = hashlib.sha256(data[name]).hexdigest()
+        if digest != draft.outputs["files"][name]:
+            raise FormatError(
+                f"{key} is not what was trained",
+                got=f"sha256 {digest[:12]}",
+                expected=str(draft.outputs["files"][name])[:12],
+                remedy="Delete the draft step's folder and run again",
+            )
+    return from_files(data[CONFIG_FILE], data[WEIGHTS_FILE], origin=draft.prefix)

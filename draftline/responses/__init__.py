@@ -1,0 +1,1 @@
+"""The target answers the prompts: deterministic shards of conversations."""

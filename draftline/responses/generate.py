@@ -1,0 +1,131 @@
+"""Answer one shard of prompts with the target itself, turn by turn.
+
+A pure function of the shard: all its conversations are decoded together from
+a fresh engine, so neither other shards nor an interruption can change a
+token. Token ids are kept as they came, never re-tokenised.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from draftline.engine.build import run_to_completion
+from draftline.engine.engine import Engine, EngineLimits
+from draftline.engine.requests import EngineRequest, SamplingParams
+from draftline.responses.plan import Conversation
+from draftline.spec import ResponsesSpec
+from draftline.target.load import Target
+
+
+@dataclass
+class _Progressing:
+    conversation: Conversation
+    messages: list[dict[str, str]]
+    turns: list[dict[str, Any]] = field(default_factory=list)
+
+
+def prompt_ids(target: Target, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+    """Messages through the target's own chat template, ready for its answer."""
+    ids = target.tokenizer.apply_chat_template(
+        list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    return tuple(int(i) for i in ids)
+
+
+def answer_shard(
+    target: Target,
+    spec: ResponsesSpec,
+    seed: int,
+    conversations: Sequence[Conversation],
+    max_context: int,
+    on_progress: Callable[[float], None] = lambda turns: None,
+) -> bytes:
+    """JSON lines with every conversation's answers.
+
+    Args:
+        target: The model that answers.
+        spec: Sampling and lengths.
+        seed: Of the run; each request derives its own from it and its id.
+        conversations: The shard.
+        max_context: Turns whose prompt leaves no room for an answer are dropped,
+            and so are those after them.
+        on_progress: Called with the number of finished turns (fractions count
+            tokens).
+    """
+    states = [_Progressing(c, _opening(c)) for c in conversations]
+    engine = Engine(target, EngineLimits(len(states), max_context))
+    finished_turns = 0
+    for turn in range(max(len(c.turns) for c in conversations)):
+        requests: dict[str, tuple[_Progressing, EngineRequest]] = {}
+        for state in states:
+            conversation = state.conversation
+            if turn >= len(conversation.turns) or len(state.turns) < turn:
+                finished_turns += turn < len(conversation.turns)
+                continue
+            state.messages.append({"role": "user", "content": conversation.turns[turn]})
+            ids = prompt_ids(target, state.messages)
+            if len(ids) + spec.max_new_tokens > max_context:
+                finished_turns += 1
+                continue
+            request_id = f"{conversation.sample_id}#{turn}"
+            requests[request_id] = (state, EngineRequest(request_id, ids, _sampling(spec, seed, request_id, conversation)))
+        _answer_turn(engine, requests, spec, lambda done, before=finished_turns: on_progress(before + done))
+        finished_turns += len(requests)
+        for state, request in requests.values():
+            answer = state.turns[-1]["response_ids"]
+            text = target.tokenizer.decode(answer, skip_special_tokens=True)
+            state.messages.append({"role": "assistant", "content": text})
+            assert request.prompt_ids == tuple(state.turns[-1]["prompt_ids"])
+    return "".join(json.dumps(_record(s), sort_keys=True, ensure_ascii=False) + "\n" for s in states).encode()
+
+
+def _answer_turn(
+    engine: Engine,
+    requests: dict[str, tuple[_Progressing, EngineRequest]],
+    spec: ResponsesSpec,
+    on_progress: Callable[[float], None],
+) -> None:
+    answers: dict[str, list[int]] = {name: [] for name in requests}
+    done = 0.0
+    for event in run_to_completion(engine, [request for _, request in requests.values()]):
+        answer = answers[event.request_id]
+        done += len(event.token_ids) / spec.max_new_tokens
+        answer.extend(event.token_ids)
+        if event.finish_reason is not None:
+            done += 1 - len(answer) / spec.max_new_tokens
+            state, request = requests[event.request_id]
+            state.turns.append(
+                {
+                    "prompt_ids": list(request.prompt_ids),
+                    "response_ids": answer,
+                    "finish_reason": event.finish_reason,
+                }
+            )
+        on_progress(done)
+
+
+def _opening(conversation: Conversation) -> list[dict[str, str]]:
+    return [{"role": "system", "content": conversation.system}] if conversation.system else []
+
+
+def _sampling(spec: ResponsesSpec, seed: int, request_id: str, conversation: Conversation) -> SamplingParams:
+    own_seed = zlib.crc32(request_id.encode(), seed)
+    if conversation.is_greedy:
+        return SamplingParams(spec.max_new_tokens, temperature=0.0, seed=own_seed)
+    law = spec.sampling
+    return SamplingParams(spec.max_new_tokens, law.temperature, law.top_p, law.top_k, seed=own_seed)
+
+
+def _record(state: _Progressing) -> dict[str, Any]:
+    conversation = state.conversation
+    return {
+        "id": conversation.sample_id,
+        "domain": conversation.domain,
+        "split": conversation.split,
+        "messages": state.messages,
+        "turns": state.turns,
+    }

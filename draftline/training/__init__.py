@@ -1,0 +1,1 @@
+"""Training of the draft: batches, optimisers, exact checkpoints, the loop."""

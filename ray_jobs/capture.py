@@ -1,0 +1,84 @@
+"""The hidden-states station: capture actors stream shards straight to the store."""
+
+from __future__ import annotations
+
+import json
+
+import ray
+import torch
+
+from draftline.cache.shards import Manifest, ShardInfo, decode_shard
+from draftline.capture.capture import capture_shard
+from draftline.draft.config import resolve_taps
+from draftline.steps import StepContext, StepOutput
+from draftline.target.load import load_target
+from draftline.tokens.station import COUNTS_FILE
+from ray_jobs.pool import map_shards
+from ray_jobs.runtime import main
+
+
+@ray.remote
+class CaptureWorker:
+    """Holds the frozen target and captures shards."""
+
+    def __init__(self, context: StepContext) -> None:
+        # Sums are ordered by thread: a fixed count makes the bytes independent of the machine's load.
+        torch.set_num_threads(context.spec.cache.threads_per_worker)
+        self._context = context
+        self._target = load_target(context.spec.target)
+        draft = context.spec.draft
+        self._taps = resolve_taps(draft.target_layer_ids, draft.num_taps, self._target.config.num_layers)
+
+    def run(self, info: ShardInfo) -> ShardInfo:
+        """Capture one token shard; its entry is stored beside it, after it."""
+        context = self._context
+        key = f"{context.inputs['tokens'].prefix}/{info.name}"
+        tokens = decode_shard(context.store.get(key), origin=key, expected=info)
+        data = capture_shard(self._target, tokens, self._taps, context.spec.cache.codec)
+        captured = ShardInfo.of(info.name, info.split, info.num_samples, info.num_tokens, data)
+        context.store.put(f"{context.prefix}/{info.name}", data)
+        context.store.put(f"{context.prefix}/{info.name}.json", json.dumps(captured.to_json(), sort_keys=True).encode())
+        return captured
+
+
+def run(context: StepContext) -> StepOutput:
+    """Capture the shards that no earlier attempt has captured; then write the manifest."""
+    tokens = Manifest.from_json(context.inputs["tokens"].outputs, kind="tokens")
+    done: dict[str, ShardInfo] = {}
+    for info in tokens.shards:
+        entry = f"{context.prefix}/{info.name}.json"
+        if context.store.head(entry) is not None:
+            done[info.name] = ShardInfo(**json.loads(context.store.get(entry)))
+    total = sum(s.num_tokens for s in tokens.shards)
+
+    def report() -> None:
+        context.report(sum(s.num_tokens for s in done.values()), total, "tokens")
+
+    def finished(_: ShardInfo, captured: ShardInfo) -> None:
+        done[captured.name] = captured
+        report()
+
+    report()
+    spec = context.spec.cache
+    pending = [s for s in tokens.shards if s.name not in done]
+    map_shards(
+        CaptureWorker, (context,), pending, workers=spec.workers, num_cpus=spec.threads_per_worker, on_done=finished
+    )
+    counts = context.store.get(f"{context.inputs['tokens'].prefix}/{COUNTS_FILE}")
+    context.store.put(f"{context.prefix}/{COUNTS_FILE}", counts)
+    first = decode_shard(context.store.get(f"{context.prefix}/{tokens.shards[0].name}"), origin=tokens.shards[0].name)
+    manifest = Manifest(
+        "hidden-states",
+        tokens.target,
+        tuple(done[s.name] for s in tokens.shards),
+        spec.codec,
+        tuple(first.metadata["tap_ids"]),
+        int(first.tensors["taps"].shape[-1]),
+    )
+    size = float(sum(s.size_bytes for s in manifest.shards))
+    metrics = {"num_tokens": float(total), "size_bytes": size, "bytes_per_token": size / total}
+    return StepOutput({**manifest.to_json(), "counts": COUNTS_FILE}, metrics)
+
+
+if __name__ == "__main__":
+    main(run)

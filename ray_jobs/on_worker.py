@@ -1,0 +1,34 @@
+"""Run one function on a Ray worker that has the machine to itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import ray
+import torch
+
+from draftline.steps import StepContext, StepOutput
+from ray_jobs.runtime import cluster_cpus
+
+
+@ray.remote
+def _call(function: Callable[[StepContext], StepOutput], context: StepContext, threads: int) -> StepOutput:
+    torch.set_num_threads(threads)
+    return function(context)
+
+
+def run_on_worker(function: Callable[[StepContext], StepOutput], context: StepContext) -> StepOutput:
+    """Call ``function(context)`` with every CPU reserved, so that timings are its own.
+
+    Raises:
+        ray.exceptions.RayTaskError: with the function's error as its cause.
+    """
+    threads = _node_cpus()
+    output: StepOutput = ray.get(_call.options(num_cpus=threads).remote(function, context, threads))
+    return output
+
+
+def _node_cpus() -> int:
+    """CPUs of the largest node; a task cannot span nodes."""
+    largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    return max(1, min(int(largest), cluster_cpus()))

@@ -1,0 +1,68 @@
+"""What every Ray job does: read the request, join Ray, run, write the result."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from draftline.errors import DraftlineError, StepError
+from draftline.jobs import read_request, write_result
+from draftline.steps import StepContext, StepOutput
+from draftline.target.allocator import ALLOCATOR_ENV
+
+
+def main(run: Callable[[StepContext], StepOutput]) -> None:
+    """Run a job from the command line; exits non-zero when it failed.
+
+    Expected errors travel in ``result.json`` and come out of the launcher as
+    the same exception.
+    """
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m ray_jobs.NAME request.json result.json")
+    request, result = Path(sys.argv[1]), Path(sys.argv[2])
+    try:
+        with ray_session():
+            outcome: StepOutput | DraftlineError = run(read_request(request))
+    except DraftlineError as error:
+        outcome = error
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if not isinstance(cause, DraftlineError):
+            raise
+        outcome = cause
+    write_result(result, outcome)
+    sys.exit(outcome.exit_code if isinstance(outcome, DraftlineError) else 0)
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Join the Ray at ``RAY_ADDRESS``, or run one for this job where that is unset (a single pod)."""
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True)
+    else:
+        # Workers inherit the environment of the process that starts Ray.
+        os.environ.update(ALLOCATOR_ENV)
+        ray.init(include_dashboard=False, logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cluster_cpus() -> int:
+    """Logical CPUs of the cluster.
+
+    Raises:
+        StepError: it has none.
+    """
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    if cpus < 1:
+        raise StepError("the Ray cluster has no CPUs", remedy="Start it with --num-cpus of at least 1")
+    return cpus

@@ -1,0 +1,143 @@
+"""The draft station: Ray Train's TorchTrainer around :class:`draftline.training.loop.DraftTrainer`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from draftline.cache.shards import Manifest
+from draftline.errors import DraftlineError, StepError
+from draftline.steps import StepContext, StepOutput
+from draftline.target.load import load_target
+from draftline.training.checkpoints import CheckpointStore
+from draftline.training.loop import DraftTrainer, TrainingInputs, draft_config
+from ray_jobs.runtime import cluster_cpus, main
+
+_HISTORY = "history.jsonl"
+
+
+def run(context: StepContext) -> StepOutput:
+    """Train from the newest checkpoint in the workspace, then store the draft.
+
+    Checkpoints are ours (one object, written atomically, in the workspace),
+    so a killed job resumes wherever it is started again; Ray Train gives
+    workers, their process group and restarts.
+    """
+    train = context.spec.train
+    if train.num_workers > cluster_cpus():
+        raise StepError(
+            f"train.num_workers={train.num_workers} does not fit the cluster",
+            got=f"{cluster_cpus()} CPUs",
+            remedy="Lower train.num_workers or start a larger cluster",
+        )
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="draftline-train-") as scratch:
+        trainer = ray.train.torch.TorchTrainer(
+            _worker,
+            train_loop_config={"context": context},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=train.num_workers, resources_per_worker={"CPU": _cpus_per_worker(context)}
+            ),
+            # A fresh name and folder: Ray Train would silently resume an equal one, and resuming is ours.
+            run_config=ray.train.RunConfig(
+                name=f"{context.key}-{os.getpid()}",
+                storage_path=scratch,
+                failure_config=ray.train.FailureConfig(max_failures=2),
+            ),
+            torch_config=ray.train.torch.TorchConfig(backend="gloo"),
+        )
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _cause(error) from None
+    files = _stored_files(context)
+    history = [json.loads(line) for line in context.store.get(f"{context.prefix}/{_HISTORY}").splitlines()]
+    last = history[-1]
+    target = load_target(context.spec.target)
+    config = draft_config(context.spec, target)
+    metrics = {
+        "train_loss": last["loss"],
+        "train_seconds": time.monotonic() - started,
+        "num_parameters": float((result.metrics or {}).get("num_parameters", 0)),
+    }
+    if "validation_loss" in last:
+        metrics["validation_loss"] = last["validation_loss"]
+        metrics["validation_accepted_length"] = last["accepted_length"]
+    outputs = {
+        "files": files,
+        "draft_vocab_size": config.draft_vocab_size,
+        "target_layer_ids": list(config.target_layer_ids),
+        "num_parameters": int(metrics["num_parameters"]),
+        "history": _HISTORY,
+    }
+    CheckpointStore(context.store, f"{context.prefix}/checkpoints").clear()
+    return StepOutput(outputs, metrics)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """What every Ray Train worker runs."""
+    context: StepContext = config["context"]
+    torch.set_num_threads(context.spec.train.threads_per_worker)
+    torch.use_deterministic_algorithms(True)
+    world = ray.train.get_context()
+    rank, steps = world.get_world_rank(), context.spec.train.steps
+    hidden = context.inputs["hidden-states"]
+    inputs = TrainingInputs(
+        spec=context.spec,
+        store=context.store,
+        cache_prefix=hidden.prefix,
+        manifest=Manifest.from_json(hidden.outputs, kind="hidden-states"),
+        counts=[(int(t), int(n)) for t, n in json.loads(context.store.get(f"{hidden.prefix}/{hidden.outputs['counts']}"))],
+        prefix=context.prefix,
+    )
+
+    def on_step(step: int, figures: dict[str, float]) -> None:
+        if rank == 0:
+            length = f", accepted length {figures['accepted_length']:.2f}" if "accepted_length" in figures else ""
+            context.report(step, steps, "steps", f"loss {figures['loss']:.3f}{length}", figures)
+
+    target = load_target(context.spec.target, dtype="fp32")
+    trainer = DraftTrainer(inputs, target, rank=rank, world_size=world.get_world_size(), on_step=on_step)
+    trainer.run()
+    if rank == 0:
+        for name, data in trainer.export().items():
+            context.store.put(f"{context.prefix}/draft/{name}", data)
+        context.store.put(f"{context.prefix}/{_HISTORY}", trainer.history_file())
+    ray.train.report({"num_parameters": trainer.num_parameters})
+
+
+def _cpus_per_worker(context: StepContext) -> float:
+    """Logical CPUs to reserve: the threads, or an equal share of a smaller cluster."""
+    train = context.spec.train
+    return min(train.threads_per_worker, cluster_cpus() / train.num_workers)
+
+
+def _stored_files(context: StepContext) -> dict[str, str]:
+    names = ("config.json", "model.safetensors")
+    return {
+        name: hashlib.sha256(context.store.get(f"{context.prefix}/draft/{name}")).hexdigest() for name in names
+    }
+
+
+def _cause(error: Exception) -> DraftlineError:
+    """The worker's own error, out of Ray Train's wrapping."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for failure in failures.values():
+        cause = getattr(failure, "cause", failure)
+        if isinstance(cause, DraftlineError):
+            return cause
+    return StepError(
+        "training failed", got=str(error).strip().splitlines()[-1][:300], remedy="Read the log; the run can be resumed"
+    )
+
+
+if __name__ == "__main__":
+    main(run)
