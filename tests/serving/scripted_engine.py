@@ -65,6 +65,7 @@ class ScriptedEngine:
         self.gate = threading.Event()
         self.gate.set()
         self.num_steps = 0
+        self.num_polls = 0
         self.drafts: list[object] = []
         self.threads: set[int] = set()
         self.cancelled_ids: list[str] = []
@@ -92,6 +93,7 @@ class ScriptedEngine:
     @property
     def has_work(self) -> bool:
         """See the real engine."""
+        self.num_polls += 1
         return bool(self._running or self._cancelled)
 
     def load(self) -> EngineLoad:
