@@ -185,6 +185,7 @@ class Engine:
         output = self._model.forward(batch, self._cache, taps)
         logits, first_row = self._logits(output, chunks, ready)
         best, log_normaliser = logits.argmax(-1).tolist(), logits.float().logsumexp(-1)
+        laws = self._laws(logits, chunks, first_row, drafted)
         proposal_row = {r.slot: row for row, r in enumerate(drafting)}
         offset = 0
         kept: list[Tensor] = []
@@ -197,7 +198,7 @@ class Engine:
                 rows = slice(first, first + len(drafted[request.slot]) + 1)
                 row = proposal_row.get(request.slot)
                 new_ids, num_accepted = self._verify(
-                    request, logits[rows], best[rows], drafted[request.slot], proposal, row
+                    request, laws.get(request.slot), best[rows], drafted[request.slot], proposal, row
                 )
                 if not request.is_prefilling:
                     valid = 1 + num_accepted
@@ -320,29 +321,46 @@ class Engine:
         hidden = output.hidden_ND if len(wanted) == offset else output.hidden_ND[torch.tensor(wanted)]
         return self._model.logits(hidden), first_row
 
+    @staticmethod
+    def _laws(
+        logits: Tensor,
+        chunks: Sequence[tuple[RunningRequest, Chunk]],
+        first_row: dict[int, int],
+        drafted: dict[int, list[int]],
+    ) -> dict[int, Tensor]:
+        """The target's law on the rows of every sampled request, by slot; equal settings are computed together."""
+        groups: dict[SamplingLaw, list[int]] = {}
+        for request, _ in chunks:
+            sampling = request.request.sampling
+            if request.slot in first_row and sampling.temperature > 0:
+                law = SamplingLaw(sampling.temperature, sampling.top_p, sampling.top_k)
+                groups.setdefault(law, []).append(request.slot)
+        laws: dict[int, Tensor] = {}
+        for law, slots in groups.items():
+            sizes = [len(drafted[slot]) + 1 for slot in slots]
+            rows = [row for slot, n in zip(slots, sizes, strict=True) for row in range(first_row[slot], first_row[slot] + n)]
+            laws.update(zip(slots, law_of(logits[torch.tensor(rows)], law).split(sizes), strict=True))
+        return laws
+
     def _verify(
         self,
         request: RunningRequest,
-        logits: Tensor,
+        law: Tensor | None,
         best: list[int],
         drafted: list[int],
         proposal: Proposal | None,
         row: int | None,
     ) -> tuple[list[int], int]:
         """New tokens of one request, and how many drafts were accepted."""
-        sampling = request.request.sampling
-        if sampling.temperature == 0:
+        if law is None:
             accepted = num_matching(best, drafted)
             following = best[accepted]
         else:
-            law = law_of(logits, SamplingLaw(sampling.temperature, sampling.top_p, sampling.top_k))
             uniforms = torch.from_numpy(request.random.random(len(drafted) + 1))
-            columns = proposal.columns_RB[row].tolist() if proposal is not None and row is not None else []
-            draft_law = (
-                proposal.law_RBW[row]
-                if proposal is not None and row is not None and proposal.law_RBW is not None
-                else law[:0]
-            )
+            if proposal is not None and row is not None and proposal.law_RBW is not None:
+                columns, draft_law = proposal.columns_RB[row].tolist(), proposal.law_RBW[row]
+            else:
+                columns, draft_law = [], law[:0]
             mapping = self._runner.draft_to_target if self._runner is not None else None
             accepted, following = verify_sampled(law, draft_law, drafted, columns, mapping, uniforms)
         if self.traces is not None and proposal is not None and row is not None and proposal.confidence_RB is not None:
