@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import ray
 import torch
@@ -13,10 +14,9 @@ from draftline.steps import StepContext, StepOutput
 from draftline.target.fingerprint import target_fingerprint
 from draftline.target.load import load_target, prepare_target
 from ray_jobs.pool import map_shards
-from ray_jobs.runtime import main
+from ray_jobs.runtime import cluster_cpus, main
 
 
-@ray.remote(num_cpus=0)
 class Tally:
     """Adds up what the workers have done and reports it."""
 
@@ -37,7 +37,7 @@ class Tally:
 class ResponseWorker:
     """Holds a target and answers shards."""
 
-    def __init__(self, context: StepContext, tally: ray.actor.ActorHandle) -> None:
+    def __init__(self, context: StepContext, tally: Any) -> None:
         torch.set_num_threads(context.spec.responses.threads_per_worker)
         self._context = context
         self._tally = tally
@@ -72,13 +72,13 @@ def run(context: StepContext) -> StepOutput:
     pending = [(n, c) for n, c in shards.items() if context.store.head(f"{context.prefix}/{n}") is None]
     done, total = sum(turns.values()) - sum(turns[n] for n, _ in pending), sum(turns.values())
     context.report(done, total, "turns")
-    tally = Tally.remote(context, done, total)
+    tally = ray.remote(num_cpus=0)(Tally).remote(context, done, total)
     map_shards(
         ResponseWorker,
         (context, tally),
         pending,
         workers=spec.workers,
-        num_cpus=min(spec.threads_per_worker, ray.cluster_resources().get("CPU", 1)),
+        num_cpus=min(spec.threads_per_worker, cluster_cpus()),
         on_done=lambda shard, _: tally.update.remote(shard[0], turns[shard[0]]),
     )
     outputs = {"shards": list(shards), "target": target_fingerprint(context.spec.target)}

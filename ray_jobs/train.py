@@ -90,12 +90,13 @@ def _worker(config: dict[str, Any]) -> None:
     world = ray.train.get_context()
     rank, steps = world.get_world_rank(), context.spec.train.steps
     hidden = context.inputs["hidden-states"]
+    counts = json.loads(context.store.get(f"{hidden.prefix}/{hidden.outputs['counts']}"))
     inputs = TrainingInputs(
         spec=context.spec,
         store=context.store,
         cache_prefix=hidden.prefix,
         manifest=Manifest.from_json(hidden.outputs, kind="hidden-states"),
-        counts=[(int(t), int(n)) for t, n in json.loads(context.store.get(f"{hidden.prefix}/{hidden.outputs['counts']}"))],
+        counts=[(int(token), int(count)) for token, count in counts],
         prefix=context.prefix,
     )
 
@@ -122,9 +123,7 @@ def _cpus_per_worker(context: StepContext) -> float:
 
 def _stored_files(context: StepContext) -> dict[str, str]:
     names = ("config.json", "model.safetensors")
-    return {
-        name: hashlib.sha256(context.store.get(f"{context.prefix}/draft/{name}")).hexdigest() for name in names
-    }
+    return {name: hashlib.sha256(context.store.get(f"{context.prefix}/draft/{name}")).hexdigest() for name in names}
 
 
 def _cause(error: Exception) -> DraftlineError:

@@ -133,7 +133,9 @@ def decode_shard(data: bytes, *, origin: str, expected: ShardInfo | None = None)
         metadata = json.loads(header["__metadata__"]["draftline"])
         version = metadata["version"]
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{origin} is not a Draftline shard ({error})", remedy="Delete it and run its step again") from None
+        raise FormatError(
+            f"{origin} is not a Draftline shard ({error})", remedy="Delete it and run its step again"
+        ) from None
     if version != FORMAT_VERSION:
         raise FormatError(
             f"{origin} has an unknown format", got=version, expected=str(FORMAT_VERSION), remedy="Upgrade Draftline"
@@ -144,7 +146,9 @@ def decode_shard(data: bytes, *, origin: str, expected: ShardInfo | None = None)
 def _check_digest(data: bytes, origin: str, expected: ShardInfo) -> None:
     remedy = "Delete the shard and its step's result.json, then run again: only this shard is computed anew"
     if len(data) != expected.size_bytes:
-        raise FormatError(f"{origin} is truncated", got=f"{len(data)} bytes", expected=f"{expected.size_bytes}", remedy=remedy)
+        raise FormatError(
+            f"{origin} is truncated", got=f"{len(data)} bytes", expected=f"{expected.size_bytes}", remedy=remedy
+        )
     digest = hashlib.sha256(data).hexdigest()
     if digest != expected.sha256:
         raise FormatError(

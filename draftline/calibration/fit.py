@@ -36,7 +36,7 @@ def area_under_curve(predicted: Array, observed: NDArray[np.bool_]) -> float:
     negatives = len(observed) - positives
     if positives == 0 or negatives == 0:
         return float("nan")
-    values, inverse, counts = np.unique(predicted, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(predicted, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     ranks = (last - (counts - 1) / 2)[inverse]
     return float((ranks[observed].sum() - positives * (positives + 1) / 2) / (positives * negatives))
@@ -45,7 +45,8 @@ def area_under_curve(predicted: Array, observed: NDArray[np.bool_]) -> float:
 def reliability(predicted: Array, observed: NDArray[np.bool_], num_bins: int = NUM_BINS) -> list[dict[str, float]]:
     """Points of a reliability diagram: mean prediction, observed frequency, count."""
     return [
-        {"predicted": float(p), "observed": float(o), "count": float(n)} for p, o, n in _bins(predicted, observed, num_bins)
+        {"predicted": float(p), "observed": float(o), "count": float(n)}
+        for p, o, n in _bins(predicted, observed, num_bins)
     ]
 
 
@@ -70,9 +71,7 @@ def fit_temperatures(logits_NB: Array, num_accepted: Sequence[int], dataset: str
         raw = before * _sigmoid(logits_NB[:, k])
         best = 1.0
         if num_samples >= _MIN_SAMPLES:
-            losses = [
-                expected_calibration_error(after * _sigmoid(logits_NB[:, k] / t), events[:, k]) for t in _GRID
-            ]
+            losses = [expected_calibration_error(after * _sigmoid(logits_NB[:, k] / t), events[:, k]) for t in _GRID]
             best = float(_GRID[int(np.argmin(losses))])
         scaled = after * _sigmoid(logits_NB[:, k] / best)
         temperatures.append(best)

@@ -83,6 +83,8 @@ class Calibration:
         if version != FORMAT_VERSION:
             raise FormatError("the calibration file is newer", got=version, expected=str(FORMAT_VERSION))
         if not temperatures or any(not t > 0 for t in temperatures):
-            raise FormatError("the calibration file has impossible temperatures", got=temperatures, expected="all above 0")
+            raise FormatError(
+                "the calibration file has impossible temperatures", got=temperatures, expected="all above 0"
+            )
         before, after = tuple(own.pop("ece_before", ())), tuple(own.pop("ece_after", ()))
         return cls(temperatures, document.get("dataset", ""), document.get("num_samples", 0), before, after, own)

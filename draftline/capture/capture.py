@@ -87,5 +87,5 @@ def _forward(
 
 
 def _log_normaliser(model: LeanModel, hidden_ND: Tensor, rows: int = 256) -> Tensor:
-    parts = [model.logits(part).float().logsumexp(-1) for part in hidden_ND.split(rows)]
+    parts = [model.logits(part).float().logsumexp(-1) for part in torch.split(hidden_ND, rows)]
     return torch.cat(parts)

@@ -72,7 +72,9 @@ def from_files(config: bytes, weights: bytes, *, origin: str = "a draft") -> Dra
     try:
         state = load_safetensors(weights)
     except SafetensorError as error:
-        raise FormatError(f"{origin}: model.safetensors is damaged ({error})", remedy="Export the draft again") from None
+        raise FormatError(
+            f"{origin}: model.safetensors is damaged ({error})", remedy="Export the draft again"
+        ) from None
     missing = _expected_names(parsed) - set(state)
     if missing:
         raise FormatError(f"{origin}: model.safetensors lacks tensors", got=", ".join(sorted(missing)[:3]))
@@ -89,7 +91,9 @@ def load_folder(folder: Path) -> DraftModel:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         path = folder / name
         if not path.is_file():
-            raise FormatError(f"no draft in {folder}", got=f"no {name}", remedy="Point to a folder written by Draftline")
+            raise FormatError(
+                f"no draft in {folder}", got=f"no {name}", remedy="Point to a folder written by Draftline"
+            )
         files[name] = path.read_bytes()
     return from_files(files[CONFIG_FILE], files[WEIGHTS_FILE], origin=str(folder))
 

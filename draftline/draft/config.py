@@ -151,9 +151,7 @@ def spread_taps(num_taps: int, num_target_layers: int) -> tuple[int, ...]:
     return tuple(round(1 + i * (last - 1) / (num_taps - 1)) for i in range(num_taps))
 
 
-def resolve_taps(
-    target_layer_ids: tuple[int, ...] | None, num_taps: int, num_target_layers: int
-) -> tuple[int, ...]:
+def resolve_taps(target_layer_ids: tuple[int, ...] | None, num_taps: int, num_target_layers: int) -> tuple[int, ...]:
     """The tapped layers that a spec means for a target of this depth.
 
     Raises:

@@ -84,7 +84,7 @@ def distillation_loss(
         ce: Weight of cross-entropy.
         tv: Weight of total variation.
     """
-    objective, ce_sum, tv_sum, accept, match = _ChunkedLoss.apply(
+    objective, ce_sum, tv_sum, accept, match = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
         hidden_ND, latent_Nr, markov_w2_Wr, head_WD, targets, ce, tv
     )
     return LossTerms(objective, ce_sum, tv_sum, targets.weights_N.sum(), accept, match)
@@ -118,7 +118,9 @@ class _ChunkedLoss(torch.autograd.Function):
         accept, match = hidden.new_empty(rows), torch.empty(rows, dtype=torch.bool, device=hidden.device)
         for start in range(0, rows, CHUNK_ROWS):
             part = slice(start, min(start + CHUNK_ROWS, rows))
-            chunk = _chunk_terms(hidden[part], None if latent is None else latent[part], w2, head, targets, part, ce, tv)
+            chunk = _chunk_terms(
+                hidden[part], None if latent is None else latent[part], w2, head, targets, part, ce, tv
+            )
             ce_sum += chunk.ce_sum
             tv_sum += chunk.tv_sum
             accept[part], match[part] = chunk.accept, chunk.match

@@ -195,7 +195,10 @@ class _RunnerLayer:
             torch.cat([weights[f"{prefix}mlp.gate_proj.weight"], weights[f"{prefix}mlp.up_proj.weight"]])
         )
         self._down = PackedLinear(weights[f"{prefix}mlp.down_proj.weight"])
-        self._q_norm, self._k_norm = weights[f"{prefix}self_attn.q_norm.weight"], weights[f"{prefix}self_attn.k_norm.weight"]
+        self._q_norm, self._k_norm = (
+            weights[f"{prefix}self_attn.q_norm.weight"],
+            weights[f"{prefix}self_attn.k_norm.weight"],
+        )
         self._attention_norm = weights[f"{prefix}input_layernorm.weight"]
         self._mlp_norm = weights[f"{prefix}post_attention_layernorm.weight"]
 

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 
-def choose_vocab(counts: Sequence[tuple[int, int]], size: int, vocab_size: int, always: Iterable[int] = ()) -> Tensor | None:
+def choose_vocab(
+    counts: Sequence[tuple[int, int]], size: int, vocab_size: int, always: Iterable[int] = ()
+) -> Tensor | None:
     """Ascending target ids of the draft vocabulary; ``None`` for the whole.
 
     Args:

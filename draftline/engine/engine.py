@@ -266,7 +266,8 @@ class Engine:
         lengths = self.policy.lengths(survival, block, len(drafting))
         # A request never needs more drafts than tokens it may still emit, less the target's own.
         lengths = [
-            min(n, r.request.sampling.max_tokens - len(r.output_ids) - 1) for n, r in zip(lengths, drafting, strict=True)
+            min(n, r.request.sampling.max_tokens - len(r.output_ids) - 1)
+            for n, r in zip(lengths, drafting, strict=True)
         ]
         self._mean_budget = 0.95 * self._mean_budget + 0.05 * (sum(lengths) / len(decoding))
         return lengths
@@ -338,7 +339,9 @@ class Engine:
         laws: dict[int, Tensor] = {}
         for law, slots in groups.items():
             sizes = [len(drafted[slot]) + 1 for slot in slots]
-            rows = [row for slot, n in zip(slots, sizes, strict=True) for row in range(first_row[slot], first_row[slot] + n)]
+            rows = [
+                row for slot, n in zip(slots, sizes, strict=True) for row in range(first_row[slot], first_row[slot] + n)
+            ]
             laws.update(zip(slots, law_of(logits[torch.tensor(rows)], law).split(sizes), strict=True))
         return laws
 

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -120,9 +121,7 @@ class Bench:
     def request(self, prompt: EvaluationPrompt, number: int, max_new_tokens: int | None = None) -> EngineRequest:
         """The request of one prompt."""
         limit = max_new_tokens or self.max_new_tokens
-        return EngineRequest(
-            prompt.id, prompt.ids, SamplingParams(limit, self.temperature, seed=self.seed + number)
-        )
+        return EngineRequest(prompt.id, prompt.ids, SamplingParams(limit, self.temperature, seed=self.seed + number))
 
 
 def measure_acceptance(bench: Bench, prompts: Sequence[EvaluationPrompt], report: Report) -> Acceptance:
@@ -153,9 +152,7 @@ def measure_acceptance(bench: Bench, prompts: Sequence[EvaluationPrompt], report
     )
 
 
-def measure_speed(
-    bench: Bench, prompts: Sequence[EvaluationPrompt], num_hf_prompts: int, report: Report
-) -> Timing:
+def measure_speed(bench: Bench, prompts: Sequence[EvaluationPrompt], num_hf_prompts: int, report: Report) -> Timing:
     """Time prompts one at a time, plain and speculative in turn."""
     context = max(len(p.ids) for p in prompts) + bench.max_new_tokens
     plain, speculative = bench.engine(OffPolicy(), 1, context), bench.engine(bench.policy, 1, context)
@@ -175,9 +172,7 @@ def measure_speed(
     over_hf: float | None = None
     if num_hf_prompts:
         rates["transformers"] = _transformers_rates(bench, prompts[:num_hf_prompts])
-        over_hf = statistics.median(
-            s / h for s, h in zip(rates["speculative"], rates["transformers"], strict=False)
-        )
+        over_hf = statistics.median(s / h for s, h in zip(rates["speculative"], rates["transformers"], strict=False))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     return Timing(medians, over_plain, over_hf, stats.mean_accepted_length)
 
@@ -193,7 +188,8 @@ def compare_greedy(
     """
     outputs: list[dict[str, tuple[int, ...]]] = []
     context = max(len(p.ids) for p in prompts) + max_new_tokens
-    for part, policy in enumerate((OffPolicy(), FixedPolicy())):
+    policies: tuple[LengthPolicy, ...] = (OffPolicy(), FixedPolicy())
+    for part, policy in enumerate(policies):
         engine = bench.engine(policy, _SLOTS, context)
         tokens: dict[str, list[int]] = {}
         finished = 0
@@ -212,9 +208,7 @@ def compare_greedy(
         pairs = zip(plain[name], speculative[name], strict=False)
         at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(plain[name]), len(speculative[name])))
         first = f"prompt {name}, token {at}"
-    return Losslessness(
-        "diverged" if differing else "lossless", len(prompts), len(prompts) - len(differing), first
-    )
+    return Losslessness("diverged" if differing else "lossless", len(prompts), len(prompts) - len(differing), first)
 
 
 def _decode_rate(engine: Engine, request: EngineRequest) -> tuple[float, SpeculationStats]:
@@ -237,7 +231,7 @@ def _transformers_rates(bench: Bench, prompts: Sequence[EvaluationPrompt]) -> li
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(bench.target.folder, dtype=bench.target.dtype).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(bench.target.folder, dtype=bench.target.dtype)
     rates = []
     for prompt in prompts:
         ids = torch.tensor([prompt.ids])

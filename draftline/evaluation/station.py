@@ -42,7 +42,12 @@ def evaluate(context: StepContext) -> StepOutput:
     )
     policy = policy_from_spec(context.spec.serving)
     bench = Bench(
-        target, draft, calibration, policy if policy.wants_draft else OffPolicy(), spec.max_new_tokens, spec.temperature,
+        target,
+        draft,
+        calibration,
+        policy if policy.wants_draft else OffPolicy(),
+        spec.max_new_tokens,
+        spec.temperature,
         context.spec.seed,
     )
     suite = load_suite(context.item, context.store, context.inputs["prompts"])
@@ -59,8 +64,10 @@ def evaluate(context: StepContext) -> StepOutput:
     timing = measure_speed(bench, timed, min(spec.hf_prompts, len(timed)), report(len(chosen), "speed", 3.0))
     lossless = Losslessness("not-checked")
     if proven:
-        exact = bench if str(target.dtype) == "torch.float32" else replace(
-            bench, target=load_target(context.spec.target, dtype="fp32")
+        exact = (
+            bench
+            if str(target.dtype) == "torch.float32"
+            else replace(bench, target=load_target(context.spec.target, dtype="fp32"))
         )
         lossless = compare_greedy(
             exact, proven, spec.lossless_tokens, report(len(chosen) + 3 * len(timed), "losslessness in fp32")
@@ -80,9 +87,7 @@ def _tokenised(target: Target, suite: list[SuitePrompt], limit: int) -> list[Eva
     return prompts
 
 
-def _output(
-    suite: str, num_prompts: int, acceptance: Acceptance, timing: Timing, lossless: Losslessness
-) -> StepOutput:
+def _output(suite: str, num_prompts: int, acceptance: Acceptance, timing: Timing, lossless: Losslessness) -> StepOutput:
     ece = None if math.isnan(acceptance.ece) else acceptance.ece
     outputs = {
         "suite": suite,

@@ -11,6 +11,7 @@ import json
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from draftline.engine.build import run_to_completion
@@ -30,7 +31,7 @@ class _Progressing:
 
 def prompt_ids(target: Target, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
     """Messages through the target's own chat template, ready for its answer."""
-    ids = target.tokenizer.apply_chat_template(
+    ids: Any = target.tokenizer.apply_chat_template(
         list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
     )
     return tuple(int(i) for i in ids)
@@ -72,14 +73,14 @@ def answer_shard(
                 finished_turns += 1
                 continue
             request_id = f"{conversation.sample_id}#{turn}"
-            requests[request_id] = (state, EngineRequest(request_id, ids, _sampling(spec, seed, request_id, conversation)))
-        _answer_turn(engine, requests, spec, lambda done, before=finished_turns: on_progress(before + done))
+            sampling = _sampling(spec, seed, request_id, conversation)
+            requests[request_id] = (state, EngineRequest(request_id, ids, sampling))
+        _answer_turn(engine, requests, spec, partial(_shifted, on_progress, finished_turns))
         finished_turns += len(requests)
-        for state, request in requests.values():
+        for state, _ in requests.values():
             answer = state.turns[-1]["response_ids"]
-            text = target.tokenizer.decode(answer, skip_special_tokens=True)
+            text = str(target.tokenizer.decode(answer, skip_special_tokens=True))
             state.messages.append({"role": "assistant", "content": text})
-            assert request.prompt_ids == tuple(state.turns[-1]["prompt_ids"])
     return "".join(json.dumps(_record(s), sort_keys=True, ensure_ascii=False) + "\n" for s in states).encode()
 
 
@@ -106,6 +107,10 @@ def _answer_turn(
                 }
             )
         on_progress(done)
+
+
+def _shifted(report: Callable[[float], None], before: float, done: float) -> None:
+    report(before + done)
 
 
 def _opening(conversation: Conversation) -> list[dict[str, str]]:

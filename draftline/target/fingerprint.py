@@ -75,8 +75,10 @@ def target_fingerprint(spec: TargetSpec) -> str:
     if files.folder is None:
         digest.update(f"hub:{files.hub_id}@{spec.revision or 'main'}".encode())
         return digest.hexdigest()
-    names = [files.gguf_file] if files.gguf_file else sorted(
-        p.name for p in files.folder.iterdir() if p.suffix in _IDENTITY_SUFFIXES
+    names = (
+        [files.gguf_file]
+        if files.gguf_file
+        else sorted(p.name for p in files.folder.iterdir() if p.suffix in _IDENTITY_SUFFIXES)
     )
     for name in names:
         path = files.folder / name

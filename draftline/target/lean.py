@@ -63,7 +63,9 @@ class ModelConfig:
             )
         rope = document.get("rope_parameters") or document.get("rope_scaling") or {}
         if rope.get("rope_type", "default") != "default":
-            raise TargetError(f"rotary scaling {rope.get('rope_type')!r} is not supported", expected="rope_type 'default'")
+            raise TargetError(
+                f"rotary scaling {rope.get('rope_type')!r} is not supported", expected="rope_type 'default'"
+            )
         for flag in ("attention_bias", "mlp_bias", "sliding_window"):
             if document.get(flag) and document.get("use_sliding_window", True):
                 raise TargetError(f"target uses {flag}", expected=f"no {flag}", remedy="Choose another target")
@@ -209,7 +211,9 @@ class _Layer:
             try:
                 return weights.pop(prefix + name)
             except KeyError:
-                raise TargetError(f"target weights lack {prefix + name!r}", remedy="Check the model directory") from None
+                raise TargetError(
+                    f"target weights lack {prefix + name!r}", remedy="Check the model directory"
+                ) from None
 
         self._config = config
         qkv = [take(f"self_attn.{kind}_proj.weight") for kind in "qkv"]

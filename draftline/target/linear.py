@@ -55,8 +55,8 @@ class PackedLinear:
 def _choose_mode(weight: Tensor) -> str:
     if weight.device.type != "cpu":
         return "plain"
-    if weight.dtype == torch.float32 and torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear"):
+    if weight.dtype == torch.float32 and torch._C.has_mkl and hasattr(torch.ops.mkl, "_mkl_linear"):
         return "mkl"
-    if weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
+    if weight.dtype == torch.bfloat16 and torch._C._has_mkldnn:
         return "onednn"
     return "plain"

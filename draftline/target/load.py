@@ -159,7 +159,7 @@ def _convert_gguf(files: TargetFiles, folder: Path) -> None:
 
     assert files.folder is not None and files.gguf_file is not None
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             files.folder, gguf_file=files.gguf_file, dtype=torch.float32, low_cpu_mem_usage=True
         )
         tokenizer = AutoTokenizer.from_pretrained(files.folder, gguf_file=files.gguf_file)

@@ -95,8 +95,13 @@ def run(context: StepContext) -> StepOutput:
     context.store.put(f"{context.prefix}/{COUNTS_FILE}", json.dumps(ranked).encode())
     order = sorted(shards, key=lambda s: (SPLITS.index(s.split), s.name))
     manifest = Manifest("tokens", responses.outputs["target"], tuple(order))
-    metrics = {"num_samples": float(sum(s.num_samples for s in order)), "num_tokens": float(sum(s.num_tokens for s in order))}
-    return StepOutput({**manifest.to_json(), "num_cut": num_cut, "num_empty": num_empty, "counts": COUNTS_FILE}, metrics)
+    metrics = {
+        "num_samples": float(sum(s.num_samples for s in order)),
+        "num_tokens": float(sum(s.num_tokens for s in order)),
+    }
+    return StepOutput(
+        {**manifest.to_json(), "num_cut": num_cut, "num_empty": num_empty, "counts": COUNTS_FILE}, metrics
+    )
 
 
 def _write(context: StepContext, split: str, number: int, samples: list[TokenSample], target: str) -> ShardInfo:

@@ -114,7 +114,8 @@ def build_draft_batch(
         normalisers.append(sample.log_normaliser_T[at])
         labels.append(columns_V[sample.input_ids_T[at + 1]])
         weights.append(decay[is_valid])
-    own_block = torch.block_diag(*[torch.ones(block, block, dtype=torch.bool)] * num_anchors)
+    block_of = torch.arange(num_anchors * block) // block
+    own_block = block_of[:, None] == block_of[None, :]
     visible = torch.cat([context_mask, own_block.expand(len(samples), -1, -1)], 2)
     additive = torch.zeros(visible.shape).masked_fill_(~visible, float("-inf"))
     return DraftBatch(

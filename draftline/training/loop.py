@@ -97,10 +97,10 @@ def draft_config(spec: RunSpec, target: Target) -> DraftConfig:
 
 def default_mask_token(target: Target) -> int:
     """A special token that text never holds: the last one that is neither an end nor a template token."""
-    special = [t for t in target.tokenizer.all_special_ids if t not in target.eos_token_ids]
-    added = [t for t in target.tokenizer.added_tokens_decoder if t < target.vocab_size and t not in target.eos_token_ids]
-    candidates = added or special or [0]
-    return int(max(candidates))
+    tokenizer, taken = target.tokenizer, set(target.eos_token_ids)
+    added = [t for t in tokenizer.added_tokens_decoder if t < target.vocab_size and t not in taken]
+    special = [t for t in tokenizer.all_special_ids if t not in taken]
+    return int(max(added or special or [0]))
 
 
 class DraftTrainer:
@@ -128,9 +128,7 @@ class DraftTrainer:
         self._rank, self._world = rank, world_size
         self._on_step = on_step
         self._config = draft_config(self._spec, target)
-        self._vocab = choose_vocab(
-            inputs.counts, self._spec.draft.vocab_size, target.vocab_size, target.eos_token_ids
-        )
+        self._vocab = choose_vocab(inputs.counts, self._spec.draft.vocab_size, target.vocab_size, target.eos_token_ids)
         self._columns = _columns(self._vocab, target.vocab_size)
         self._embedding = target.embedding_VD.float()
         head = target.lm_head_VD.float()
@@ -220,9 +218,7 @@ class DraftTrainer:
         objective = terms.objective
         confidence = hidden.new_zeros(())
         if out.confidence_SM is not None:
-            confidence = confidence_loss(
-                out.confidence_SM.flatten()[valid], terms.accept_N, batch.targets.weights_N
-            )
+            confidence = confidence_loss(out.confidence_SM.flatten()[valid], terms.accept_N, batch.targets.weights_N)
             objective = objective + weights.confidence * confidence
         packed = torch.stack(
             [
@@ -272,7 +268,10 @@ class DraftTrainer:
         for first in range(0, count, 8):
             positions = range(first, min(first + 8, count))
             samples = [self._validation.at(p) for p in positions]
-            anchors = [draw_anchors(s.loss_mask_T.numpy(), VALIDATION_ANCHORS, (self._spec.seed, p)) for s, p in zip(samples, positions, strict=True)]
+            anchors = [
+                draw_anchors(s.loss_mask_T.numpy(), VALIDATION_ANCHORS, (self._spec.seed, p))
+                for s, p in zip(samples, positions, strict=True)
+            ]
             batch = build_draft_batch(
                 samples, anchors, self._config, self._columns, self._spec.train.loss.position_decay
             )

@@ -36,7 +36,8 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         gram = x @ x.t()
         x = a * x + torch.addmm(b * gram, gram, gram, alpha=c) @ x
-    return x.t() if is_tall else x
+    result: Tensor = x.t() if is_tall else x
+    return result
 
 
 class DraftOptimizer:
@@ -100,6 +101,6 @@ class DraftOptimizer:
             value.copy_(tensors[f"muon.{name}"])
         for name, parameter in self._others.items():
             prefix = f"adam.{name}."
-            fields = {key.removeprefix(prefix): value.clone() for key, value in tensors.items() if key.startswith(prefix)}
+            fields = {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
             if fields:
                 self._adam.state[parameter] = fields
