@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.tiny import write_target
+from tests.servers.tiny_target import make_tiny_target
 
 
 @pytest.fixture(scope="session")
 def tiny_target_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny target in Hugging Face layout."""
-    return write_target(tmp_path_factory.mktemp("tiny-target"))
+    """A target of random weights: serving does not care what it says, and nothing has to be trained."""
+    return make_tiny_target(tmp_path_factory.mktemp("untrained-target"), steps=0)

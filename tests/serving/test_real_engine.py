@@ -18,8 +18,9 @@ from draftline.spec import RunSpec, derive, recipe
 from serving.api import create_api
 from serving.registry import DraftFiles, FolderSource
 from serving.replica import Replica, ReplicaConfig, start_replica
+from tests.servers.tiny_target import make_tokenizer
 from tests.serving.servers import wait_until
-from tests.serving.tiny import write_draft
+from tests.serving.tiny import BLOCK_SIZE, write_draft
 
 MODEL = "tiny"
 LONG = 600
@@ -105,9 +106,9 @@ class Promotable:
 def test_answers_are_the_targets_own_while_drafts_come_and_go(
     tiny_target_dir: Path, plain_answers: list[list[float]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_draft(tmp_path / "one", seed=1)
-    write_draft(tmp_path / "two", seed=2)
-    write_draft(tmp_path / "misfit", seed=3, hidden_size=64)
+    write_draft(tmp_path / "one", tiny_target_dir, seed=1)
+    write_draft(tmp_path / "two", tiny_target_dir, seed=2)
+    write_draft(tmp_path / "misfit", tiny_target_dir, seed=3, is_misfit=True)
     source = Promotable(tmp_path, "one")
     config = ReplicaConfig(tiny_spec(tiny_target_dir), num_threads=1, poll_s=0.02)
     replica = start_replica(config, source)
@@ -131,13 +132,13 @@ def test_answers_are_the_targets_own_while_drafts_come_and_go(
 
 
 def test_a_draft_for_another_target_does_not_start(tiny_target_dir: Path, tmp_path: Path) -> None:
-    misfit = write_draft(tmp_path / "misfit", seed=3, hidden_size=64)
+    misfit = write_draft(tmp_path / "misfit", tiny_target_dir, seed=3, is_misfit=True)
     with pytest.raises(TargetError, match="hidden size"):
         start_replica(ReplicaConfig(tiny_spec(tiny_target_dir), draft_uri=str(misfit), num_threads=1))
 
 
 def test_a_chat_uses_the_targets_template_and_reports_speculation(tiny_target_dir: Path, tmp_path: Path) -> None:
-    draft = write_draft(tmp_path / "draft-a", seed=1)
+    draft = write_draft(tmp_path / "draft-a", tiny_target_dir, seed=1)
     replica = start_replica(ReplicaConfig(tiny_spec(tiny_target_dir), draft_uri=str(draft), num_threads=1))
     with serve_replica(replica) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
@@ -152,11 +153,12 @@ def test_a_chat_uses_the_targets_template_and_reports_speculation(tiny_target_di
             extra_body={"top_k": 50, "ignore_eos": True},
         )
     assert answered.usage is not None
-    # One token per byte, and the template's own words.
-    assert answered.usage.prompt_tokens == len("user: hi é\nassistant: ".encode())
+    rendered = "<|im_start|>user\nhi é<|im_end|>\n<|im_start|>assistant\n"
+    assert answered.usage.prompt_tokens == len(make_tokenizer().encode(rendered, add_special_tokens=False))
     assert answered.usage.completion_tokens == 40 and len(answered.choices) == 2
     speculation = answered.model_dump()["metrics"]["speculative_decoding"]
-    assert speculation["num_spec_tokens"] == 3 and len(speculation["acceptance_histogram"]) == 4
+    assert speculation["num_spec_tokens"] == BLOCK_SIZE
+    assert len(speculation["acceptance_histogram"]) == BLOCK_SIZE + 1
     assert speculation["num_draft_tokens"] > 0 and speculation["num_spec_steps"] == sum(
         speculation["acceptance_histogram"]
     )

@@ -81,7 +81,7 @@ def deployed(platform: Platform, tiny_target_dir: Path, tmp_path_factory: pytest
         for name, value in environment.items():
             patch.setenv(name, value)
         MlflowClient(tracking_uri=platform.mlflow_uri).create_registered_model(REGISTERED)
-        register(platform, write_draft(workspace / "one", seed=1))
+        register(platform, write_draft(workspace / "one", tiny_target_dir, seed=1))
         yield Deployed(deploy_step(platform, tiny_target_dir, workspace), platform, tiny_target_dir, workspace)
 
 
@@ -129,7 +129,7 @@ def test_a_promotion_under_load_swaps_the_draft_and_loses_nothing(deployed: Depl
         return answer.usage.completion_tokens if answer.usage else 0
 
     with ThreadPoolExecutor(4) as clients:
-        register(deployed.platform, write_draft(deployed.workspace / "two", seed=2))
+        register(deployed.platform, write_draft(deployed.workspace / "two", deployed.target, seed=2))
         counts: list[int] = []
         for _ in range(200):
             counts += clients.map(ask, range(8))
@@ -142,7 +142,9 @@ def test_a_promotion_under_load_swaps_the_draft_and_loses_nothing(deployed: Depl
 
 def test_deploying_a_tampered_draft_fails_and_the_old_one_keeps_serving(deployed: Deployed) -> None:
     before = deployed.draft()
-    register(deployed.platform, write_draft(deployed.workspace / "bad", seed=9), has_right_digests=False)
+    register(
+        deployed.platform, write_draft(deployed.workspace / "bad", deployed.target, seed=9), has_right_digests=False
+    )
     with pytest.raises(FormatError, match="not the file that was registered"):
         deploy_step(deployed.platform, deployed.target, deployed.workspace)
     assert deployed.draft() == before
