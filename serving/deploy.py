@@ -21,7 +21,7 @@ from draftline.errors import DraftlineError, PlatformError, StepError
 from draftline.jobs import read_request, write_result
 from draftline.registry_layout import ALIAS_CHAMPION
 from draftline.steps.context import StepContext, StepOutput
-from serving.replica import ReplicaConfig, StartReplica, open_draft_source, start_replica
+from serving.replica import ReplicaConfig, StartReplica, open_draft_source, read_api_keys, start_replica
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
@@ -158,12 +158,26 @@ def _connect(ray_address: str | None) -> None:
 def _start_serve(port: int) -> None:
     from ray import serve
 
-    if not serve.status().proxies and _is_taken(port):
+    is_running = bool(serve.status().proxies)
+    # Checked before anything is deployed: the replica in use would be replaced for a request that then goes elsewhere.
+    if is_running and not _is_serve(port):
+        raise PlatformError(
+            f"Ray Serve runs already, but not on port {port} of {HOST}",
+            remedy=f"Set {PORT_ENV} to its port, or stop it with `draftline down`",
+        )
+    if not is_running and _is_taken(port):
         raise PlatformError(
             f"port {port} on {HOST} is taken by another program",
             remedy=f"Stop that program, or set {PORT_ENV} to a free port",
         )
     serve.start(proxy_location="HeadOnly", http_options={"host": HOST, "port": port})
+
+
+def _is_serve(port: int) -> bool:
+    try:
+        return httpx.get(f"http://{HOST}:{port}/-/healthz", timeout=10.0).text == "success"
+    except httpx.HTTPError:
+        return False
 
 
 def _run(config: ReplicaConfig, app: str, start: StartReplica) -> None:
@@ -197,13 +211,13 @@ def _wait_for_health(root: str, deadline_s: float) -> str | None:
     raise PlatformError(
         f"{root}/health does not become healthy",
         got=problem,
-        remedy=f"Ray Serve may run on another port from earlier: stop it with `draftline down`, or set {PORT_ENV} to its port",
+        remedy="See the replica's log in Ray's logs",
     )
 
 
 def _prove(base: str, config: ReplicaConfig, deadline_s: float) -> None:
     """One real answer, because a healthy page is not yet a token."""
-    keys = config.api_keys_file.read_text().split() if config.api_keys_file else ["none"]
+    keys = read_api_keys(config.api_keys_file) or ("none",)
     document = {"model": config.spec.serving.model_name, "prompt": "Hello", "max_tokens": 4, "temperature": 0}
     try:
         response = httpx.post(

@@ -36,4 +36,4 @@ def confine_replica_port(node_ip: str) -> None:
     def add_loopback_port(server: Any, address: str) -> int:
         return add_port(server, address.replace(_ANYWHERE, _LOOPBACK))
 
-    replica.add_port_to_grpc_server = add_loopback_port
+    replica.add_port_to_grpc_server = add_loopback_port  # type: ignore[attr-defined]

@@ -231,5 +231,5 @@ class CompletionService:
 
 
 def _temperature(asked: float | None) -> float:
-    # Below this the law is greedy in any float arithmetic, and dividing by it would overflow (vLLM draws the same line).
+    # Below this the law is greedy in any float arithmetic, and dividing by it would overflow (vLLM has the same limit).
     return 1.0 if asked is None else 0.0 if asked < 1e-5 else asked
