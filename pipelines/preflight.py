@@ -100,7 +100,7 @@ def prepare(spec: RunSpec, home: Path) -> PreparedRun:
     place = parse_uri(spec.workspace)
     for folder in [home, place] if isinstance(place, Path) else [home]:
         check_free_space(folder, MIN_FREE_BYTES)
-    store = open_store(spec.workspace, create=isinstance(place, Path))
+    store = open_store(spec.workspace, create=True)
     store.check()
     return store_spec(spec, store)
 

@@ -232,9 +232,12 @@ class Engine:
         if self._runner is None or not self.policy.wants_draft:
             return None, []
         # The last token needs no draft: the target's own draw ends the request.
-        drafting = [
-            r for r in decoding if r.has_draft_context and r.request.sampling.max_tokens - len(r.output_ids) > 1
-        ]
+        drafting = []
+        for request in decoding:
+            if request.draft_pause > 0:
+                request.draft_pause -= 1
+            elif request.has_draft_context and request.request.sampling.max_tokens - len(request.output_ids) > 1:
+                drafting.append(request)
         if not drafting:
             return None, []
         temperatures = [r.request.sampling.temperature for r in drafting]
@@ -264,6 +267,8 @@ class Engine:
             raw = proposal.confidence_RB.double().numpy()
             survival = (self.calibration or Calibration.identity(block)).survival(raw)
         lengths = self.policy.lengths(survival, block, len(drafting))
+        for request, length in zip(drafting, lengths, strict=True):
+            request.note_length(length)
         # A request never needs more drafts than tokens it may still emit, less the target's own.
         lengths = [
             min(n, r.request.sampling.max_tokens - len(r.output_ids) - 1)

@@ -10,6 +10,9 @@ import numpy as np
 from draftline.engine.requests import EngineRequest, SpeculationStats
 
 
+MAX_DRAFT_PAUSE = 16
+
+
 @dataclass
 class RunningRequest:
     """A request that holds a slot.
@@ -20,6 +23,8 @@ class RunningRequest:
         num_processed: Tokens whose keys and values are in the cache.
         output_ids: Generated tokens; the last is the anchor, not yet processed.
         has_draft_context: The draft's features cover all processed tokens.
+        num_empty: Blocks in a row of which nothing was worth verifying.
+        draft_pause: Decode steps to go without drafting.
         random: Source of the request's randomness.
         stats: Counters.
     """
@@ -30,7 +35,23 @@ class RunningRequest:
     random: np.random.Generator
     output_ids: list[int] = field(default_factory=list)
     has_draft_context: bool = True
+    num_empty: int = 0
+    draft_pause: int = 0
     stats: SpeculationStats = field(default_factory=SpeculationStats)
+
+    def note_length(self, length: int) -> None:
+        """Back off from drafting while blocks come to nothing.
+
+        On text that the draft does not know, drafting would cost every step
+        something and give nothing; the pause doubles up to 16 steps and ends
+        with the first block that is worth verifying. It looks only at past
+        steps, so the output law is untouched.
+        """
+        if length > 0:
+            self.num_empty = 0
+        else:
+            self.num_empty += 1
+            self.draft_pause = min(2**self.num_empty, MAX_DRAFT_PAUSE)
 
     @property
     def is_prefilling(self) -> bool:

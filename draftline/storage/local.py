@@ -75,7 +75,7 @@ class LocalStore:
         """See :meth:`ObjectStore.put_file`."""
         target = self._path(key)
         with translated(f"Cannot read {path}"):
-            source = open(path, "rb")
+            source = open(path, "rb")  # noqa: SIM115 (the next line closes it)
         with source, translated(f"Cannot copy {path} to {target}"):
             replace_durably(target, lambda handle: _copy(source, handle))
 
@@ -83,7 +83,7 @@ class LocalStore:
         """See :meth:`ObjectStore.get_file`."""
         origin = self._path(key)
         with translated(f"Cannot read {origin}", reads_object=True):
-            source = open(origin, "rb")
+            source = open(origin, "rb")  # noqa: SIM115 (the next line closes it)
         with source, translated(f"Cannot copy {origin} to {path}"):
             replace_durably(Path(os.path.abspath(path)), lambda handle: _copy(source, handle))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from draftline.errors import TargetError
@@ -96,13 +96,14 @@ def load_target(spec: TargetSpec, *, cache_dir: Path | None = None, dtype: str |
         TargetError: not found, not downloadable here, or of an unsupported family.
     """
     folder = prepare_target(spec, cache_dir=cache_dir)
-    config_document = json.loads((folder / "config.json").read_text())
-    config = ModelConfig.from_hf(config_document)
+    config_document = _read_json(folder / "config.json")
+    try:
+        config = ModelConfig.from_hf(config_document)
+    except KeyError as error:
+        raise TargetError(f"{folder}/config.json lacks {error}", remedy="Save the model with save_pretrained") from None
     torch_dtype = resolve_dtype(dtype or spec.dtype)
     weights = _read_weights(folder, torch_dtype)
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = _read_tokenizer(folder)
     return Target(
         folder, target_fingerprint(spec), config, tokenizer, _eos_ids(folder, config_document), torch_dtype, weights
     )
@@ -198,16 +199,46 @@ def _read_weights(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
         )
     weights: dict[str, Tensor] = {}
     for shard in shards:
-        with safe_open(shard, framework="pt") as handle:
-            for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
-                weights[name] = handle.get_tensor(name).to(dtype)
+        try:
+            with safe_open(shard, framework="pt") as handle:
+                for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    weights[name] = handle.get_tensor(name).to(dtype)
+        except SafetensorError as error:
+            raise TargetError(f"{shard} is damaged ({error})", remedy="Copy or download the model again") from None
+    missing = {"model.embed_tokens.weight", "model.norm.weight"} - set(weights)
+    if missing:
+        raise TargetError(f"target weights lack {sorted(missing)[0]!r}", remedy="Check the model directory")
     return weights
+
+
+def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise TargetError(
+            f"no usable tokenizer in {folder} ({type(error).__name__})",
+            expected="tokenizer.json and tokenizer_config.json",
+            remedy="Save the target's tokenizer there with save_pretrained",
+        ) from None
+    return tokenizer
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TargetError(f"{path} is damaged ({error})", remedy="Save the model with save_pretrained") from None
+    if not isinstance(document, dict):
+        raise TargetError(f"{path} is no model configuration", got=type(document).__name__, expected="a JSON object")
+    return document
 
 
 def _eos_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
     ids: list[int] = []
     generation = folder / "generation_config.json"
-    sources = [json.loads(generation.read_text())] if generation.is_file() else []
+    sources = [_read_json(generation)] if generation.is_file() else []
     for document in [*sources, config]:
         value = document.get("eos_token_id")
         ids.extend(value if isinstance(value, list) else [value] if value is not None else [])

@@ -187,7 +187,7 @@ class DraftTrainer:
         objective, sums = self._forward(batch)
         if not math.isfinite(sums.ce + sums.tv + sums.confidence):
             raise _diverged("the loss", step, batch)
-        objective.backward()  # type: ignore[no-untyped-call]
+        objective.backward()
         self._reduce_gradients()
         norm = self._optimizer.step(step)
         if not math.isfinite(norm):
