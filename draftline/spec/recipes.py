@@ -6,12 +6,15 @@ import difflib
 from collections.abc import Callable
 
 from draftline.errors import SpecError
+from draftline.spec.load import derive
 from draftline.spec.models import RunSpec
 
 
 def smollm2_135m() -> RunSpec:
     """SmolLM2-135M-Instruct on the shipped support desk; the demo. Fits 2 CPU cores and 20 minutes."""
-    return RunSpec()
+    spec = RunSpec()
+    # The desk's answers use some 2,300 distinct tokens; a small head drafts and trains faster.
+    return derive(spec, {"draft.vocab_size": 4096, "train.steps": 320})
 
 
 RECIPES: dict[str, Callable[[], RunSpec]] = {

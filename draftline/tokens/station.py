@@ -65,7 +65,8 @@ def run(context: StepContext) -> StepOutput:
     numbers = dict.fromkeys(SPLITS, 0)
     shards: list[ShardInfo] = []
     num_cut = num_empty = 0
-    counts: Counter[int] = Counter()
+    answered: Counter[int] = Counter()
+    asked: Counter[int] = Counter()
 
     def flush(split: str) -> None:
         if pending[split]:
@@ -81,7 +82,8 @@ def run(context: StepContext) -> StepOutput:
                 num_empty += 1
                 continue
             if sample.split == "train":
-                counts.update(t for t, m in zip(sample.input_ids, sample.loss_mask, strict=True) if m)
+                for token, is_answer in zip(sample.input_ids, sample.loss_mask, strict=True):
+                    (answered if is_answer else asked)[token] += 1
             pending[sample.split].append(sample)
             if sum(len(s.input_ids) for s in pending[sample.split]) >= spec.shard_tokens:
                 flush(sample.split)
@@ -90,8 +92,8 @@ def run(context: StepContext) -> StepOutput:
         flush(split)
     if not any(s.split == "train" for s in shards):
         raise InputError("no training sample is left", got=f"{num_empty} without an answer", remedy="Give more prompts")
-    # Counts of produced tokens choose the draft's vocabulary; likeliest first, ties by id.
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    # The draft's vocabulary: what the target says, likeliest first, then what it is asked (answers echo it).
+    ranked = [*_ranked(answered), *((token, n) for token, n in _ranked(asked) if token not in answered)]
     context.store.put(f"{context.prefix}/{COUNTS_FILE}", json.dumps(ranked).encode())
     order = sorted(shards, key=lambda s: (SPLITS.index(s.split), s.name))
     manifest = Manifest("tokens", responses.outputs["target"], tuple(order))
@@ -123,6 +125,10 @@ def _records(data: bytes) -> Iterator[dict[str, Any]]:
     # Only a line feed separates records: answers may hold other Unicode line ends.
     for line in filter(None, data.split(b"\n")):
         yield json.loads(line)
+
+
+def _ranked(counts: Counter[int]) -> list[tuple[int, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _common(a: list[int], b: list[int]) -> int:
