@@ -1,3 +1,3 @@
 """Fixtures for all tests come from plugins, one module per kind of server."""
 
-pytest_plugins = ["tests.plugins.golden", "tests.servers.platform", "tests.servers.s3"]
+pytest_plugins = ["tests.plugins.golden", "tests.plugins.targets", "tests.servers.platform", "tests.servers.s3"]
