@@ -30,6 +30,6 @@ def run_on_worker(function: Callable[[StepContext], StepOutput], context: StepCo
 
 def _node_cpus() -> int:
     """CPUs of the largest node; a task cannot span nodes."""
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = ray.nodes()
     largest = max((node["Resources"].get("CPU", 0) for node in nodes if node["Alive"]), default=0)
     return max(1, min(int(largest), cluster_cpus()))

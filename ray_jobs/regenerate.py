@@ -72,7 +72,7 @@ def run(context: StepContext) -> StepOutput:
     pending = [(n, c) for n, c in shards.items() if context.store.head(f"{context.prefix}/{n}") is None]
     done, total = sum(turns.values()) - sum(turns[n] for n, _ in pending), sum(turns.values())
     context.report(done, total, "turns")
-    tally = ray.remote(num_cpus=0)(Tally).remote(context, done, total)
+    tally: Any = ray.remote(num_cpus=0)(Tally).remote(context, done, total)
     map_shards(
         ResponseWorker,
         (context, tally),

@@ -62,7 +62,7 @@ def cluster_cpus() -> int:
     Raises:
         StepError: it has none.
     """
-    cpus = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
+    cpus = int(ray.cluster_resources().get("CPU", 0))
     if cpus < 1:
         raise StepError("the Ray cluster has no CPUs", remedy="Start it with --num-cpus of at least 1")
     return cpus

@@ -27,7 +27,8 @@ def choose_temp_dir() -> Path:
         PlatformError: The system's temporary directory has too long a name.
     """
     name = f"dl-{secrets.token_hex(4)}"
-    for base in (Path(tempfile.gettempdir()), Path("/tmp")):  # noqa: S108  (the name is random, the mode 0700)
+    # Safe in a shared directory: the name is random, the mode 0700.
+    for base in (Path(tempfile.gettempdir()), Path("/tmp")):
         path = base.resolve() / name
         if len(os.fsencode(path)) + _RAY_SUFFIX_BYTES <= _SOCKET_PATH_BYTES and base.is_dir():
             return path
@@ -49,7 +50,7 @@ def create_temp_dir(path: Path, signature: str) -> None:
 def find_temp_dirs(home: Path) -> list[Path]:
     """Find the temporary directories that platforms of one home have left, known by their signature."""
     found = []
-    for base in {Path(tempfile.gettempdir()).resolve(), Path("/tmp")}:  # noqa: S108
+    for base in {Path(tempfile.gettempdir()).resolve(), Path("/tmp")}:
         for path in base.glob("dl-*"):
             if _signature(path).partition(":")[2] == str(home):
                 found.append(path)

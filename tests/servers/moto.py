@@ -19,7 +19,7 @@ class _QuietHandler(MotoRequestHandler):
 
 
 def _serialise_conditional_writes(app: WsgiApp) -> WsgiApp:
-    """moto looks and then writes, without a lock; a real server does both in one step."""
+    """Put a lock around writes: moto looks and then writes, a real server does both in one step."""
     lock = threading.Lock()
 
     def locked(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

@@ -64,7 +64,7 @@ def moto_server() -> Iterator[S3Server]:
 
 @pytest.fixture
 def moto_s3(moto_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    """moto with the environment set for it."""
+    """The moto server, with the environment set for it."""
     moto_server.use(monkeypatch)
     return moto_server
 

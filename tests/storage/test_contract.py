@@ -238,7 +238,7 @@ def test_files_replace(store: ObjectStore, tmp_path: Path) -> None:
 
 
 def test_a_missing_local_file_is_no_missing_object(store: ObjectStore, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="Cannot read .*/nowhere") as caught:
+    with pytest.raises(StorageError, match=r"Cannot read .*/nowhere") as caught:
         store.put_file("file", tmp_path / "nowhere")
     assert type(caught.value) is StorageError
     assert store.head("file") is None

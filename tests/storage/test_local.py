@@ -166,7 +166,7 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(os, "link", refuse)
     store = open_store(str(tmp_path))
-    with pytest.raises(StorageError, match="without hard links.*local disk") as caught:
+    with pytest.raises(StorageError, match=r"without hard links.*local disk") as caught:
         store.check()
     assert type(caught.value) is StorageError
     assert os.listdir(tmp_path) == []

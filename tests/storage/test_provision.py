@@ -17,7 +17,7 @@ from tests.servers.s3 import S3Server
 
 def test_only_create_makes_a_bucket(moto_s3: S3Server) -> None:
     uri = f"s3://new-{uuid.uuid4().hex}/ws"
-    with pytest.raises(StorageError, match="NoSuchBucket.*draftline up"):
+    with pytest.raises(StorageError, match=r"NoSuchBucket.*draftline up"):
         open_store(uri).check()
     open_store(uri, create=True).check()
     open_store(uri).check()

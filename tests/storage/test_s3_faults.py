@@ -45,7 +45,7 @@ def test_a_passing_fault_is_repeated(flaky: ObjectStore, faulty_s3: FaultyS3, fa
 
 def test_a_lasting_503_is_told(flaky: ObjectStore, faulty_s3: FaultyS3) -> None:
     faulty_s3.always = UNAVAILABLE
-    with pytest.raises(StorageError, match="Cannot read s3://bucket/ws/k; got HTTP 503 SlowDown .*, 3 times"):
+    with pytest.raises(StorageError, match=r"Cannot read s3://bucket/ws/k; got HTTP 503 SlowDown .*, 3 times"):
         flaky.get("k")
     assert _sent(faulty_s3) == ["GET"] * 3
 
