@@ -67,7 +67,8 @@ class Deployed:
 
     def draft(self) -> str | None:
         """The draft that the endpoint says it uses."""
-        return self.client().models.retrieve(MODEL).model_dump()["draft"]
+        name: str | None = self.client().models.retrieve(MODEL).model_dump()["draft"]
+        return name
 
 
 @pytest.fixture(scope="module")
