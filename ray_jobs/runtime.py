@@ -17,6 +17,9 @@ from draftline.steps import StepContext, StepOutput
 from draftline.target.allocator import ALLOCATOR_ENV
 
 
+_PASSED_PREFIXES = ("AWS_", "HF_")
+
+
 def main(run: Callable[[StepContext], StepOutput]) -> None:
     """Run a job from the command line; exits non-zero when it failed.
 
@@ -45,7 +48,14 @@ def ray_session() -> Iterator[None]:
     """Join the Ray at ``RAY_ADDRESS``, or run one for this job where that is unset (a single pod)."""
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True)
+        # A shared Ray was started by someone else: the job's workers need the job's own credentials.
+        passed = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_PREFIXES)}
+        ray.init(
+            address=address,
+            logging_level=logging.WARNING,
+            log_to_driver=True,
+            runtime_env={"env_vars": passed} if passed else None,
+        )
     else:
         # Workers inherit the environment of the process that starts Ray.
         os.environ.update(ALLOCATOR_ENV)

@@ -1,0 +1,1 @@
+"""Measured comparisons; each prints ratios. See README.md."""

@@ -1,0 +1,1 @@
+"""The whole road, for real: every station, MLflow, Ray, HTTP."""
