@@ -1,3 +1,9 @@
 """Fixtures for all tests come from plugins, one module per kind of server."""
 
-pytest_plugins = ["tests.plugins.golden", "tests.plugins.targets", "tests.servers.platform", "tests.servers.s3"]
+pytest_plugins = [
+    "tests.plugins.golden",
+    "tests.plugins.order",
+    "tests.plugins.targets",
+    "tests.servers.platform",
+    "tests.servers.s3",
+]
