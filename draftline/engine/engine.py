@@ -22,7 +22,14 @@ from draftline.decoding.verify import SamplingLaw, law_of, num_matching, verify_
 from draftline.draft.checkpoint import DraftModel
 from draftline.draft.runner import DraftRunner, Proposal
 from draftline.engine.policy import LengthPolicy, OffPolicy
-from draftline.engine.requests import EngineLoad, EngineRequest, FinishReason, SpeculationStats, TokenEvent
+from draftline.engine.requests import (
+    EngineLoad,
+    EngineRequest,
+    FinishReason,
+    SamplingParams,
+    SpeculationStats,
+    TokenEvent,
+)
 from draftline.engine.slots import RunningRequest, SlotTable
 from draftline.errors import InputError, TargetError
 from draftline.target.batch import Chunk, StepBatch, build_batch
@@ -122,11 +129,14 @@ class Engine:
         bad = [t for t in prompt if not 0 <= t < self._target.vocab_size]
         if bad:
             raise InputError("the prompt has a token outside the vocabulary", got=bad[0])
+        _check_law(sampling)
         self._waiting.append(request)
 
     def cancel(self, request_id: str) -> None:
         """Stop a request at the next step; unknown ids are ignored."""
-        self._cancelled.add(request_id)
+        running = (r.request.request_id for r in self._slots.running)
+        if request_id in running or any(r.request_id == request_id for r in self._waiting):
+            self._cancelled.add(request_id)
 
     @property
     def has_work(self) -> bool:
@@ -208,7 +218,7 @@ class Engine:
                 if reason is not None:
                     finished.append((request, reason))
             kept.append(torch.arange(offset, offset + valid))
-            self._slots.extend(request.slot, chunk.token_ids[:valid])
+            self._slots.extend(request.slot, request.num_processed, chunk.token_ids[:valid])
             request.num_processed += valid
             offset += size
         self._append_features(output, batch, torch.cat(kept))
@@ -430,6 +440,18 @@ class Engine:
             self._cache.move(source, destination, length)
             if self._runner is not None:
                 self._runner.move(source, destination, length)
+
+
+def _check_law(sampling: SamplingParams) -> None:
+    ranges = {
+        "temperature": (0 <= sampling.temperature < float("inf"), "at least 0"),
+        "top_p": (0 < sampling.top_p <= 1, "above 0, at most 1"),
+        "top_k": (sampling.top_k >= 0, "at least 0"),
+        "seed": (sampling.seed is None or sampling.seed >= 0, "at least 0"),
+    }
+    for name, (is_possible, expected) in ranges.items():
+        if not is_possible:
+            raise InputError(f"{name} is out of range", got=getattr(sampling, name), expected=expected)
 
 
 def check_fits(draft: DraftModel, target: Target) -> None:

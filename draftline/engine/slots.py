@@ -9,7 +9,6 @@ import numpy as np
 
 from draftline.engine.requests import EngineRequest, SpeculationStats
 
-
 MAX_DRAFT_PAUSE = 16
 
 
@@ -97,9 +96,11 @@ class SlotTable:
         self.running.append(request)
         self._history[request.slot] = list(request.request.prompt_ids[: request.num_processed])
 
-    def extend(self, slot: int, token_ids: Sequence[int]) -> None:
-        """Note tokens whose keys and values have been stored."""
-        self._history[slot].extend(token_ids)
+    def extend(self, slot: int, start: int, token_ids: Sequence[int]) -> None:
+        """Note tokens whose keys and values have been stored from position ``start`` on."""
+        # A forgotten slot whose request runs on has no known beginning: its later text must not be taken for one.
+        if len(self._history[slot]) == start:
+            self._history[slot].extend(token_ids)
 
     def release(self, request: RunningRequest) -> tuple[int, int, int] | None:
         """Free a request's slot, keeping the table dense.
@@ -117,7 +118,7 @@ class SlotTable:
         return source, destination, last.num_processed
 
     def forget(self) -> None:
-        """Forget all content that no running request holds, and all of it for prefix reuse."""
+        """Forget all content for prefix reuse; running requests keep their slots."""
         self._history = [[] for _ in range(self.num_slots)]
 
 

@@ -189,6 +189,19 @@ def test_law_of_equals_the_definitions(temperature: float, top_k: int, top_p: fl
     torch.testing.assert_close(law_of(logits, law), expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("top_p", [0.999, 0.9, 0.5])
+def test_a_nucleus_wider_than_a_few_hundred_tokens(top_p: float) -> None:
+    """Flat laws next to peaked ones, over more tokens than the quick way looks at."""
+    logits = torch.randn(6, 700, generator=torch.Generator().manual_seed(8)) * torch.tensor([0.1, 9, 1, 0.2, 4, 2])[:, None]
+    law = SamplingLaw(1.0, top_p)
+    for rows in (logits, logits[1:2]):
+        expected = torch.tensor([plain_law(row, law) for row in rows.double().tolist()])
+        found = law_of(rows, law)
+        # Rounding may put one token more or less at the edge of a flat nucleus.
+        assert ((found > 0).sum(-1) - (expected > 0).sum(-1)).abs().max() <= 1
+        torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-2)
+
+
 def test_top_k_keeps_ties_of_the_kth() -> None:
     law = law_of(torch.tensor([[1.0, 2.0, 1.0, 0.0]]), SamplingLaw(1.0, top_k=2))
     assert (law > 0).tolist() == [[True, True, True, False]]

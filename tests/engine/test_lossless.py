@@ -1,0 +1,183 @@
+"""In fp32, greedy output with any draft under any policy is the target's own, token for token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from draftline.draft.checkpoint import DraftModel
+from draftline.engine.policy import FixedPolicy, LengthPolicy, OffPolicy, ThresholdPolicy
+from draftline.engine.requests import EngineRequest, SamplingParams
+from draftline.target.load import Target
+from tests.engine.runs import Answer, answer, check_dense, finish, gather, greedy, make_engine, questions
+from tests.servers.tiny_target import bigram_draft, random_draft, tiny_draft_config
+
+
+@pytest.fixture(scope="module")
+def requests(loaded_target: Target) -> list[EngineRequest]:
+    return greedy(questions(loaded_target, 7))
+
+
+@pytest.fixture(scope="module")
+def plain(loaded_target: Target, requests: list[EngineRequest]) -> dict[str, Answer]:
+    """Each request alone in a fresh engine without a draft."""
+    return {r.request_id: answer(make_engine(loaded_target), [r])[r.request_id] for r in requests}
+
+
+@pytest.fixture(scope="module")
+def draft(loaded_target: Target) -> DraftModel:
+    return bigram_draft(loaded_target)
+
+
+def assert_equal(found: dict[str, Answer], plain: dict[str, Answer]) -> None:
+    assert found.keys() == plain.keys()
+    for name, one in found.items():
+        assert one.token_ids == plain[name].token_ids, name
+        assert one.reasons == plain[name].reasons
+        assert one.logprobs == pytest.approx(plain[name].logprobs, abs=2e-4)
+
+
+@pytest.mark.parametrize("policy", [OffPolicy(), FixedPolicy(), FixedPolicy(2), ThresholdPolicy(0.3)])
+@pytest.mark.parametrize(("slots", "prefill_tokens"), [(1, 512), (3, 9), (8, 20)])
+def test_speculation_changes_no_token(
+    loaded_target: Target,
+    requests: list[EngineRequest],
+    plain: dict[str, Answer],
+    draft: DraftModel,
+    policy: LengthPolicy,
+    slots: int,
+    prefill_tokens: int,
+) -> None:
+    engine = make_engine(loaded_target, draft, policy, slots=slots, prefill_tokens=prefill_tokens)
+    found = answer(engine, requests)
+    assert_equal(found, plain)
+    accepted = sum(one.stats.num_accepted_tokens for one in found.values())
+    drafted = sum(one.stats.num_draft_tokens for one in found.values())
+    # The test means something only where drafts are both accepted and rejected.
+    assert (0 < accepted < drafted) == policy.wants_draft
+
+
+@pytest.mark.parametrize("head", ["vanilla", "gated", "rnn", "none"])
+def test_hopeless_and_pruned_drafts_change_no_token(
+    loaded_target: Target, requests: list[EngineRequest], plain: dict[str, Answer], head: str
+) -> None:
+    config = tiny_draft_config(loaded_target.config)
+    if head == "none":
+        config = replace(config, markov_rank=0, enable_confidence_head=False, confidence_with_markov=False)
+    else:
+        config = replace(config, markov_head=head)
+    vocab = torch.arange(250, loaded_target.vocab_size, 2)
+    engine = make_engine(loaded_target, random_draft(config, 1, vocab=vocab), ThresholdPolicy(0.2), slots=4)
+    assert_equal(answer(engine, requests), plain)
+
+
+def test_threshold_lengths_are_ragged(loaded_target: Target, requests: list[EngineRequest], draft: DraftModel) -> None:
+    found = answer(make_engine(loaded_target, draft, ThresholdPolicy(0.3), slots=4), requests)
+    drafted = sum(one.stats.num_draft_tokens for one in found.values())
+    steps = sum(one.stats.num_steps for one in found.values())
+    assert 0.2 < drafted / steps / draft.config.block_size < 0.9
+
+
+def test_requests_may_come_and_go_while_others_run(
+    loaded_target: Target, requests: list[EngineRequest], plain: dict[str, Answer], draft: DraftModel
+) -> None:
+    engine = make_engine(loaded_target, draft, slots=3, prefill_tokens=8)
+    answers: dict[str, Answer] = {}
+    doomed = [replace(r, request_id=f"doomed-{r.request_id}") for r in requests]
+    for number, (request, other) in enumerate(zip(requests, doomed, strict=True)):
+        engine.submit(other)
+        engine.submit(request)
+        for _ in range(2 + number):
+            gather(engine.step(), answers)
+            check_dense(engine)
+        engine.cancel(other.request_id)
+    finish(engine, answers)
+    assert_equal({name: one for name, one in answers.items() if not name.startswith("doomed")}, plain)
+    cancelled = [answers[r.request_id] for r in doomed]
+    assert all(one.reasons in (["cancelled"], ["length"]) for one in cancelled)
+    assert sum(one.reasons == ["cancelled"] for one in cancelled) >= 4
+    for one, request in zip(cancelled, requests, strict=True):
+        assert one.token_ids == plain[request.request_id].token_ids[: len(one.token_ids)]
+
+
+def test_drafts_may_be_swapped_while_requests_run(
+    loaded_target: Target, requests: list[EngineRequest], plain: dict[str, Answer], draft: DraftModel
+) -> None:
+    other = bigram_draft(loaded_target, seed=5, block_size=2)
+    engine = make_engine(loaded_target, draft, slots=3)
+    for request in requests:
+        engine.submit(request)
+    answers: dict[str, Answer] = {}
+    for next_draft in (other, None, draft, other):
+        for _ in range(4):
+            gather(engine.step(), answers)
+            check_dense(engine)
+        engine.swap_draft(next_draft)
+    finish(engine, answers)
+    assert_equal(answers, plain)
+
+
+def test_a_prompt_with_a_known_beginning_takes_it_over(
+    loaded_target: Target, draft: DraftModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = questions(loaded_target, 3)[2]
+    first, second = (*long, 11), (*long, 12, 13)
+    requests = greedy([first, second])
+    fresh = {r.request_id: answer(make_engine(loaded_target), [r])[r.request_id] for r in requests}
+    engine = make_engine(loaded_target, draft, slots=2)
+    processed: list[int] = []
+    forward = loaded_target.model.forward
+
+    def counted(batch, cache, taps=()):  # type: ignore[no-untyped-def]
+        processed.append(len(batch.token_ids_N))
+        return forward(batch, cache, taps)
+
+    monkeypatch.setattr(loaded_target.model, "forward", counted)
+    found = answer(engine, [requests[0]])
+    assert processed[0] == len(first)
+    processed.clear()
+    found |= answer(engine, [requests[1]])
+    assert processed[0] == 2
+    assert_equal(found, fresh)
+    # The draft's context came along: drafts are accepted as in an engine that computed it all.
+    alone = answer(make_engine(loaded_target, draft), [requests[1]])["r1"]
+    assert found["r1"].stats == alone.stats
+
+
+def test_a_beginning_is_taken_over_from_a_request_that_still_runs(loaded_target: Target, draft: DraftModel) -> None:
+    long = questions(loaded_target, 3)[2]
+    requests = greedy([(*long, 11), (*long, 12, 13), (*long, 14)])
+    fresh = {r.request_id: answer(make_engine(loaded_target), [r])[r.request_id] for r in requests}
+    engine = make_engine(loaded_target, draft, slots=3)
+    answers: dict[str, Answer] = {}
+    for request in requests:
+        engine.submit(request)
+        gather(engine.step(), answers)
+        gather(engine.step(), answers)
+    finish(engine, answers)
+    assert_equal(answers, fresh)
+
+
+@pytest.mark.parametrize("new_draft", [False, True])
+def test_text_made_after_a_swap_is_no_known_beginning(
+    loaded_target: Target, draft: DraftModel, new_draft: bool
+) -> None:
+    """After a swap a request's record must not start in the middle of its text."""
+    first = greedy(questions(loaded_target, 1), max_tokens=60)[0]
+    text = answer(make_engine(loaded_target), [first])["r0"].token_ids
+    engine = make_engine(loaded_target, draft, slots=2)
+    engine.submit(first)
+    answers: dict[str, Answer] = {}
+    while len(answers.get("r0", Answer()).token_ids) < 5:
+        gather(engine.step(), answers)
+    seen = len(answers["r0"].token_ids)
+    engine.swap_draft(draft if new_draft else None)
+    while len(answers["r0"].token_ids) < 50:
+        gather(engine.step(), answers)
+    # The cache holds this text at later positions; it is not the beginning of anything.
+    second = EngineRequest("second", tuple(text[seen - 1 : seen + 30]), SamplingParams(20, 0.0, ignore_eos=True))
+    engine.submit(second)
+    finish(engine, answers)
+    assert answers["second"].token_ids == answer(make_engine(loaded_target), [second])["second"].token_ids

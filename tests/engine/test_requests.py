@@ -1,0 +1,224 @@
+"""What a request may ask for, and how it ends."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from draftline.draft.checkpoint import DraftModel
+from draftline.engine.policy import FixedPolicy
+from draftline.engine.requests import EngineRequest, SamplingParams, SpeculationStats
+from draftline.errors import InputError, TargetError
+from draftline.target.load import Target
+from tests.engine.runs import answer, finish, gather, greedy, make_engine, questions
+from tests.servers.tiny_target import bigram_draft, random_draft, tiny_draft_config
+
+
+@pytest.fixture(scope="module")
+def draft(loaded_target: Target) -> DraftModel:
+    return bigram_draft(loaded_target)
+
+
+@pytest.fixture(scope="module")
+def prompt(loaded_target: Target) -> tuple[int, ...]:
+    return questions(loaded_target, 2)[1]
+
+
+@pytest.fixture(scope="module")
+def text(loaded_target: Target, prompt: tuple[int, ...]) -> list[int]:
+    """What the target says, greedily, past its end tokens."""
+    return answer(make_engine(loaded_target), greedy([prompt]))["r0"].token_ids
+
+
+def test_a_stop_token_ends_at_its_first_occurrence_even_inside_a_block(
+    loaded_target: Target, draft: DraftModel, prompt: tuple[int, ...], text: list[int]
+) -> None:
+    inside = 0
+    for token in dict.fromkeys(text):
+        request = greedy([prompt], stop_token_ids=(token,))
+        one = answer(make_engine(loaded_target, draft), request)["r0"]
+        end = text.index(token) + 1
+        assert (one.token_ids, one.reasons) == (text[:end], ["stop"])
+        inside += one.stats.num_output_tokens + 1 > end
+    assert inside > 0, "no stop token fell inside an accepted block"
+
+
+def test_the_targets_own_end_token_stops_unless_ignored(
+    loaded_target: Target, draft: DraftModel, prompt: tuple[int, ...], text: list[int]
+) -> None:
+    (end,) = loaded_target.eos_token_ids
+    assert end in text
+    one = answer(make_engine(loaded_target, draft), greedy([prompt], ignore_eos=False))["r0"]
+    assert (one.token_ids, one.reasons) == (text[: text.index(end) + 1], ["stop"])
+
+
+def test_min_tokens_lets_early_end_tokens_pass(
+    loaded_target: Target, draft: DraftModel, prompt: tuple[int, ...], text: list[int]
+) -> None:
+    stop = max(set(text), key=text.count)
+    assert text.count(stop) > 1
+    for minimum in range(len(text)):
+        request = greedy([prompt], stop_token_ids=(stop,), min_tokens=minimum)
+        one = answer(make_engine(loaded_target, draft), request)["r0"]
+        ends = [place for place, token in enumerate(text) if token == stop and place + 1 > minimum]
+        assert one.token_ids == (text[: ends[0] + 1] if ends else text)
+        assert one.reasons == (["stop"] if ends else ["length"])
+
+
+@pytest.mark.parametrize("max_tokens", range(1, 13))
+def test_max_tokens_is_exact(
+    loaded_target: Target, draft: DraftModel, prompt: tuple[int, ...], text: list[int], max_tokens: int
+) -> None:
+    one = answer(make_engine(loaded_target, draft), greedy([prompt], max_tokens))["r0"]
+    assert (one.token_ids, one.reasons) == (text[:max_tokens], ["length"])
+
+
+def test_a_request_may_fill_the_context_to_the_last_token(
+    loaded_target: Target, draft: DraftModel, prompt: tuple[int, ...]
+) -> None:
+    size = len(prompt) + 40
+    request = greedy([prompt], 40)[0]
+    one = answer(make_engine(loaded_target, draft, context=size), [request])["r0"]
+    assert len(one.token_ids) == 40
+    with pytest.raises(InputError, match="does not fit the context"):
+        make_engine(loaded_target, draft, context=size - 1).submit(request)
+
+
+@pytest.mark.parametrize(
+    ("prompt_ids", "sampling", "message"),
+    [
+        ((), SamplingParams(5), "prompt is empty"),
+        ((1, 99999), SamplingParams(5), "99999"),
+        ((-1,), SamplingParams(5), "-1"),
+        ((1,), SamplingParams(0), "max_tokens"),
+        ((1,), SamplingParams(5, temperature=-0.1), "temperature"),
+        ((1,), SamplingParams(5, temperature=float("nan")), "temperature"),
+        ((1,), SamplingParams(5, top_p=0.0), "top_p"),
+        ((1,), SamplingParams(5, top_p=1.5), "top_p"),
+        ((1,), SamplingParams(5, top_k=-1), "top_k"),
+        ((1,), SamplingParams(5, seed=-1), "seed"),
+    ],
+)
+def test_impossible_requests_are_refused_and_leave_the_engine_well(
+    loaded_target: Target, prompt_ids: tuple[int, ...], sampling: SamplingParams, message: str
+) -> None:
+    engine = make_engine(loaded_target)
+    with pytest.raises(InputError, match=message):
+        engine.submit(EngineRequest("bad", prompt_ids, sampling))
+    assert not engine.has_work
+
+
+def sampled(prompt: tuple[int, ...], name: str, seed: int | None) -> EngineRequest:
+    return EngineRequest(name, prompt, SamplingParams(25, 1.0, top_p=0.95, top_k=40, seed=seed, ignore_eos=True))
+
+
+def test_a_seed_repeats_alone_and_in_company(loaded_target: Target, draft: DraftModel, prompt: tuple[int, ...]) -> None:
+    alone = answer(make_engine(loaded_target, draft), [sampled(prompt, "a", 7)])["a"]
+    company = [sampled(prompt, "b", 8), sampled(prompt, "a", 7), *greedy([prompt])]
+    together = answer(make_engine(loaded_target, draft, slots=3), company)
+    assert together["a"].token_ids == alone.token_ids
+    assert together["b"].token_ids != alone.token_ids
+    unseeded = answer(make_engine(loaded_target, draft, slots=2), [sampled(prompt, n, None) for n in "cd"])
+    assert unseeded["c"].token_ids != unseeded["d"].token_ids
+
+
+def test_greedy_is_undisturbed_by_sampled_company(
+    loaded_target: Target, draft: DraftModel, prompt: tuple[int, ...], text: list[int]
+) -> None:
+    company = [sampled(prompt, "a", 1), *greedy([prompt]), sampled(prompt, "b", 2)]
+    assert answer(make_engine(loaded_target, draft, slots=3), company)["r0"].token_ids == text
+
+
+def test_stats_account_for_every_token(loaded_target: Target, draft: DraftModel, prompt: tuple[int, ...]) -> None:
+    one = answer(make_engine(loaded_target, draft), greedy([prompt]))["r0"]
+    stats = one.stats
+    assert stats.num_output_tokens == len(one.token_ids) - 1
+    assert sum(stats.accepted_histogram) == stats.num_spec_steps <= stats.num_steps
+    assert sum(n * count for n, count in enumerate(stats.accepted_histogram)) == stats.num_accepted_tokens
+    assert stats.num_output_tokens == stats.num_accepted_tokens + stats.num_steps
+    assert stats.mean_accepted_length == 1 + stats.num_accepted_tokens / stats.num_spec_steps
+    doubled = SpeculationStats()
+    doubled.add(stats)
+    doubled.add(stats)
+    assert doubled.num_output_tokens == 2 * stats.num_output_tokens
+    assert doubled.accepted_histogram == [2 * n for n in stats.accepted_histogram]
+    assert doubled.mean_accepted_length == stats.mean_accepted_length
+
+
+def test_events_carry_copies_of_the_counters(loaded_target: Target, draft: DraftModel, prompt: tuple[int, ...]) -> None:
+    engine = make_engine(loaded_target, draft)
+    engine.submit(greedy([prompt])[0])
+    events = []
+    while engine.has_work:
+        events += engine.step()
+    steps = [event.stats.num_steps for event in events]
+    assert steps == list(range(len(events)))
+    histograms = [sum(event.stats.accepted_histogram) for event in events]
+    assert histograms == sorted(histograms) and histograms[0] == 0 < histograms[-1]
+
+
+def test_cancelling_waiting_and_unknown_requests(loaded_target: Target, prompt: tuple[int, ...]) -> None:
+    engine = make_engine(loaded_target)
+    requests = greedy([prompt, prompt, prompt], 5)
+    engine.cancel("never heard of")
+    for request in requests:
+        engine.submit(request)
+    engine.step()
+    engine.cancel("r1")
+    answers = finish(engine, gather(engine.step()))
+    assert answers["r1"].reasons == ["cancelled"] and answers["r1"].token_ids == []
+    assert answers["r2"].reasons == ["length"]
+
+
+def test_a_cancelled_id_may_be_used_again(loaded_target: Target, prompt: tuple[int, ...]) -> None:
+    engine = make_engine(loaded_target)
+    engine.cancel("r0")
+    assert answer(engine, greedy([prompt], 3))["r0"].reasons == ["length"]
+
+
+def test_load_counts_slots_and_positions(loaded_target: Target, draft: DraftModel, prompt: tuple[int, ...]) -> None:
+    engine = make_engine(loaded_target, draft, slots=2, context=100)
+    assert (engine.load().num_running, engine.load().num_waiting, engine.load().kv_cache_usage) == (0, 0, 0.0)
+    for request in greedy([prompt] * 3, 10):
+        engine.submit(request)
+    assert engine.load().num_waiting == 3
+    engine.step()
+    load = engine.load()
+    assert (load.num_running, load.num_waiting) == (2, 1)
+    assert load.kv_cache_usage == pytest.approx(2 * len(prompt) / 200)
+    engine.step()
+    assert engine.load().mean_budget > 0
+    finish(engine)
+    assert engine.load().num_running == 0
+
+
+def test_a_misfit_is_refused_and_the_old_draft_stays(
+    loaded_target: Target, draft: DraftModel, prompt: tuple[int, ...]
+) -> None:
+    config = tiny_draft_config(loaded_target.config)
+    misfits = {
+        "vocabulary": replace(config, vocab_size=config.vocab_size + 1, draft_vocab_size=config.vocab_size + 1),
+        "target layers": replace(config, num_target_layers=9),
+        "hidden size": replace(config, hidden_size=32),
+    }
+    engine = make_engine(loaded_target, draft, FixedPolicy())
+    for what, misfit in misfits.items():
+        with pytest.raises(TargetError, match=what):
+            engine.swap_draft(random_draft(misfit, 0))
+    assert answer(engine, greedy([prompt]))["r0"].stats.num_draft_tokens > 0
+
+
+def test_slots_stay_dense_whichever_order_requests_end(loaded_target: Target, draft: DraftModel) -> None:
+    """Every order of ending among four; ``finish`` checks the slots after each step."""
+    prompts = questions(loaded_target, 4)
+    full = answer(make_engine(loaded_target), greedy(prompts, 14))
+    for order in itertools.islice(itertools.permutations((2, 6, 10, 14)), 0, 24, 5):
+        requests = [
+            EngineRequest(f"r{i}", prompt, SamplingParams(n, 0.0, ignore_eos=True))
+            for i, (prompt, n) in enumerate(zip(prompts, order, strict=True))
+        ]
+        found = answer(make_engine(loaded_target, draft, slots=4), requests)
+        for i, n in enumerate(order):
+            assert found[f"r{i}"].token_ids == full[f"r{i}"].token_ids[:n]
