@@ -68,6 +68,8 @@ def from_files(config: bytes, weights: bytes, *, origin: str = "a draft") -> Dra
         document = json.loads(config)
     except ValueError as error:
         raise FormatError(f"{origin}: config.json is damaged ({error})", remedy="Export the draft again") from None
+    if not isinstance(document, dict):
+        raise FormatError(f"{origin}: config.json holds no object", got=type(document).__name__)
     parsed = DraftConfig.from_json(document, origin=origin)
     try:
         state = load_safetensors(weights)
