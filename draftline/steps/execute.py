@@ -46,7 +46,7 @@ def execute(
         DraftlineError: whatever the station's work raises.
     """
     station = STATIONS[name]
-    key = content_key(station, spec, {k: r.key for k, r in inputs.items()}, _facts(station, spec, item))
+    key = content_key(station, spec, {k: r.key for k, r in inputs.items()}, outside_facts(station, spec, item))
     context = StepContext(name, key, spec, store, inputs, item, progress)
     ledger = Ledger(store)
     if not station.is_effect and (found := ledger.find(name, key)) is not None:
@@ -81,7 +81,12 @@ def load_function(path: str) -> StationFunction:
     return loaded
 
 
-def _facts(station: Station, spec: RunSpec, item: str) -> dict[str, str]:
+def outside_facts(station: Station, spec: RunSpec, item: str) -> dict[str, str]:
+    """What a step depends on beyond its spec and inputs: digests of files it reads, choices made by the hardware.
+
+    Raises:
+        DraftlineError: a file or the target that the spec names is not there.
+    """
     facts = {"item": item} if item else {}
     if station.name == "prompts":
         facts["source"] = source_digest(spec.prompts)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from draftline.prompts.source import source_digest
 from draftline.spec import RunSpec
 from draftline.steps import STATIONS, Ledger, StepResult, content_key
+from draftline.steps.execute import outside_facts
 from draftline.storage.base import ObjectStore
-from draftline.target.fingerprint import target_fingerprint
 from tests.report import examples
 
 
@@ -45,10 +44,6 @@ def _commit(
 ) -> None:
     station = STATIONS[name]
     inputs = {source: results[source].key for source in station.inputs}
-    facts = {"item": item} if item else {}
-    if name == "prompts":
-        facts["source"] = source_digest(spec.prompts)
-    if name == "responses":
-        facts["target"] = target_fingerprint(spec.target)
-    result = StepResult(name, content_key(station, spec, inputs, facts), item, inputs, outputs, {"made": 1.0})
+    key = content_key(station, spec, inputs, outside_facts(station, spec, item))
+    result = StepResult(name, key, item, inputs, outputs, {"made": 1.0})
     results[f"{name}:{item}" if item else name] = Ledger(store).commit(result)

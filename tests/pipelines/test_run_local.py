@@ -24,6 +24,8 @@ from pipelines.preflight import store_spec
 from pipelines.run_local import LocalRun, RunFailed, collect_results, new_folder, run_local
 from tests.pipelines.committed import commit_until_evaluation
 
+pytestmark = pytest.mark.slow
+
 END_TIMEOUT_S = 20.0
 
 

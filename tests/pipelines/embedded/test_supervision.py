@@ -30,6 +30,8 @@ from tests.pipelines.embedded.fakes import (
     marked_processes,
 )
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
