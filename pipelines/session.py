@@ -28,7 +28,8 @@ from pipelines.summary import render_summary
 SERVE_PORT_ENV = "DRAFTLINE_SERVE_PORT"
 """Tells the deploy step which port on 127.0.0.1 is set aside for Ray Serve."""
 
-DEMO_QUESTION = "Hi, my parcel says delivered, but nothing has arrived. What can I do?"
+DEMO_QUESTION = "Customer: Hi, my parcel says delivered, but nothing has arrived. What can I do?\nReply:"
+"""In the form of the shipped desk's tickets."""
 
 _HEALTH_INTERVAL_S = 5.0
 _ANSWER_TOKENS = 120

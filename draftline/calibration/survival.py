@@ -76,6 +76,7 @@ class Calibration:
             own = dict(document.get("draftline", {"version": FORMAT_VERSION}))
             version = own.pop("version")
             temperatures = tuple(float(t) for t in document["temperatures"])
+            before, after = tuple(own.pop("ece_before", ())), tuple(own.pop("ece_after", ()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FormatError(
                 f"the calibration file is damaged ({error})", remedy="Run the calibration step again"
@@ -86,5 +87,4 @@ class Calibration:
             raise FormatError(
                 "the calibration file has impossible temperatures", got=temperatures, expected="all above 0"
             )
-        before, after = tuple(own.pop("ece_before", ())), tuple(own.pop("ece_after", ()))
         return cls(temperatures, document.get("dataset", ""), document.get("num_samples", 0), before, after, own)

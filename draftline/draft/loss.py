@@ -71,6 +71,7 @@ def distillation_loss(
     *,
     ce: float,
     tv: float,
+    count_matches: bool = True,
 ) -> LossTerms:
     """Cross-entropy and total variation of draft logits to the target's law.
 
@@ -83,9 +84,10 @@ def distillation_loss(
             target's mass outside it counts as lost (it can never be drafted).
         ce: Weight of cross-entropy.
         tv: Weight of total variation.
+        count_matches: Compare argmaxes; all are reported as different without.
     """
     objective, ce_sum, tv_sum, accept, match = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, latent_Nr, markov_w2_Wr, head_WD, targets, ce, tv
+        hidden_ND, latent_Nr, markov_w2_Wr, head_WD, targets, ce, tv, count_matches
     )
     return LossTerms(objective, ce_sum, tv_sum, targets.weights_N.sum(), accept, match)
 
@@ -109,6 +111,7 @@ class _ChunkedLoss(torch.autograd.Function):
         targets: DistillationTargets,
         ce: float,
         tv: float,
+        count_matches: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         rows = hidden.shape[0]
         grad_hidden = torch.empty_like(hidden)
@@ -119,7 +122,7 @@ class _ChunkedLoss(torch.autograd.Function):
         for start in range(0, rows, CHUNK_ROWS):
             part = slice(start, min(start + CHUNK_ROWS, rows))
             chunk = _chunk_terms(
-                hidden[part], None if latent is None else latent[part], w2, head, targets, part, ce, tv
+                hidden[part], None if latent is None else latent[part], w2, head, targets, part, ce, tv, count_matches
             )
             ce_sum += chunk.ce_sum
             tv_sum += chunk.tv_sum
@@ -135,7 +138,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_objective: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grads = [g * grad_objective if g is not None else None for g in ctx.saved_tensors]
-        return (*grads, None, None, None, None)
+        return (*grads, None, None, None, None, None)
 
 
 @dataclass(frozen=True)
@@ -156,12 +159,15 @@ def _chunk_terms(
     part: slice,
     ce: float,
     tv: float,
+    count_matches: bool,
 ) -> _Chunk:
     logits = torch.mm(hidden, head.t())
     if latent is not None and w2 is not None:
         logits.addmm_(latent, w2.t())
     target_logits = torch.mm(targets.hidden_ND[part], head.t())
-    match = logits.argmax(-1) == target_logits.argmax(-1)
+    match = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    if count_matches:
+        match = logits.argmax(-1) == target_logits.argmax(-1)
     q = target_logits.sub_(targets.log_normaliser_N[part, None]).exp_()
     labels, weights = targets.labels_N[part], targets.weights_N[part]
     log_normaliser = logits.logsumexp(-1, keepdim=True)
@@ -172,10 +178,10 @@ def _chunk_terms(
     # q's mass outside the draft vocabulary is variation that no draft can remove.
     outside = (1 - q.sum(-1)).clamp_(min=0)
     difference = torch.sub(p, q)
-    variation = 0.5 * (difference.abs().sum(-1) + outside)
+    variation = 0.5 * (torch.linalg.vector_norm(difference, ord=1, dim=-1) + outside)
     # dTV/dlogits = p * (s - <p, s>) with s = sign(p - q) / 2; dCE/dlogits = p - onehot.
     sign = difference.sign_().mul_(0.5)
-    centre = (p * sign).sum(-1, keepdim=True)
+    centre = torch.bmm(p[:, None], sign[:, :, None]).squeeze(1)
     ce_weight = weights * known * ce
     grad = sign.sub_(centre).mul_((tv * weights)[:, None]).add_(ce_weight[:, None]).mul_(p)
     grad.scatter_add_(1, label_index, -ce_weight[:, None])

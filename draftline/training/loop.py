@@ -14,6 +14,7 @@ from torch import Tensor, distributed
 
 from draftline.cache.reader import CacheReader
 from draftline.cache.shards import Manifest
+from draftline.draft.bigrams import bigram_logits, low_rank
 from draftline.draft.checkpoint import DraftModel, export_state, to_files
 from draftline.draft.config import DraftConfig, resolve_taps
 from draftline.draft.loss import confidence_loss, distillation_loss
@@ -142,6 +143,7 @@ class DraftTrainer:
         )
         self._model = DSparkDraft(self._config, self._spec.tokens.max_length + self._config.block_size)
         self._model.initialise(torch.Generator().manual_seed(seed), target.weights["model.norm.weight"].float())
+        self._target = target
         self._optimizer = DraftOptimizer(self._model, self._spec.train)
         self._checkpoints = CheckpointStore(inputs.store, f"{inputs.prefix}/checkpoints")
         self._history: list[dict[str, Any]] = []
@@ -214,7 +216,9 @@ class DraftTrainer:
         hidden = out.hidden_SMD.flatten(0, 1)[valid]
         latent = out.latent_SMr.flatten(0, 1)[valid] if out.latent_SMr is not None else None
         w2 = self._model.markov_head.markov_w2.weight if self._model.markov_head is not None else None
-        terms = distillation_loss(hidden, latent, w2, self._head, batch.targets, ce=weights.ce, tv=weights.tv)
+        terms = distillation_loss(
+            hidden, latent, w2, self._head, batch.targets, ce=weights.ce, tv=weights.tv, count_matches=False
+        )
         objective = terms.objective
         confidence = hidden.new_zeros(())
         if out.confidence_SM is not None:
@@ -300,6 +304,7 @@ class DraftTrainer:
         found = self._checkpoints.latest()
         if found is None:
             self._model.feature_scale.copy_(self._measure_features())
+            self._start_from_bigrams()
             return 0
         model_state = {k.removeprefix("model."): v for k, v in found.tensors.items() if k.startswith("model.")}
         self._model.load_state_dict(model_state)
@@ -311,6 +316,19 @@ class DraftTrainer:
         tensors = {f"model.{name}": value for name, value in self._model.state_dict().items()}
         tensors.update(self._optimizer.state())
         self._checkpoints.save(TrainingCheckpoint(step, tensors, self._history))
+
+    def _start_from_bigrams(self) -> None:
+        """Give the sequential head the target's own bigrams; see :mod:`draftline.draft.bigrams`."""
+        head, vocab = self._model.markov_head, self._vocab
+        if head is None or vocab is None or not self._target.eos_token_ids:
+            return
+        table = bigram_logits(self._target, vocab, self._target.eos_token_ids[0])
+        first, second = low_rank(table, self._config.markov_rank, self._spec.seed)
+        with torch.no_grad():
+            head.markov_w1.weight.zero_()
+            head.markov_w1.weight[vocab, : first.shape[1]] = first
+            head.markov_w2.weight.zero_()
+            head.markov_w2.weight[:, : second.shape[1]] = second
 
     def _measure_features(self) -> Tensor:
         """1 / root-mean-square of every tap channel, over the first samples of the stream."""
