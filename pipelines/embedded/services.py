@@ -156,6 +156,8 @@ def ray_service(temp_dir: Path, ports: RayPorts, size: RaySize, env: Mapping[str
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
         # A single node has nowhere to drain to: with running work, SIGTERM would wait 30 s for nothing.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        # By default workers run at niceness 15 and starve beside anything else, the endpoint included.
+        "RAY_worker_niceness": "0",
         # What workers leave in their temporary directory goes when Ray goes.
         "TMPDIR": str(temp_dir / "tmp"),
     }
