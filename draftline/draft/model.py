@@ -98,12 +98,15 @@ class DSparkDraft(nn.Module):
         self._rotary = RotaryTable(config.head_dim, config.rope_theta, max_positions, torch.float32)
 
     def initialise(self, generator: torch.Generator, target_norm_D: Tensor) -> None:
-        """Draw the weights: normal with the fan-in's scale; the Markov bias starts at zero.
+        """Draw the weights: normal with the fan-in's scale; biases, the Markov one too, start at zero.
 
         The final norm starts as the target's, whose LM head reads it: otherwise
         the first hundred steps go into finding the logits' scale.
         """
         for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                # Linear layers draw theirs from the global generator, which differs between workers and runs.
+                nn.init.zeros_(parameter)
             if parameter.ndim < 2:
                 continue
             if name == "markov_head.markov_w2.weight":
