@@ -20,6 +20,7 @@ TENSOR_MODULES = {
     "draftline.calibration.station",
     "draftline.capture.capture",
     "draftline.decoding.verify",
+    "draftline.draft.bigrams",
     "draftline.draft.checkpoint",
     "draftline.draft.loss",
     "draftline.draft.model",

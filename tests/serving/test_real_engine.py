@@ -22,6 +22,8 @@ from tests.servers.tiny_target import make_tokenizer
 from tests.serving.servers import wait_until
 from tests.serving.tiny import BLOCK_SIZE, write_draft
 
+pytestmark = pytest.mark.slow
+
 MODEL = "tiny"
 LONG = 600
 
