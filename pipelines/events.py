@@ -17,6 +17,9 @@ from draftline.progress import ProgressEvent
 MIN_OBSERVED_S = 3.0
 """Speeds measured over less time than this are not shown."""
 
+MIN_OBSERVED_SHARE = 0.01
+"""Nor over less of the work: the first unit also pays for loading and prefilling."""
+
 STATION_WEIGHTS: Mapping[str, float] = {
     "prompts": 1,
     "responses": 25,
@@ -92,7 +95,7 @@ class StationProgress:
             return None
         # Up to the last report, not to now: between two reports the work goes on unseen.
         observed_s, advanced = self.updated_s - self.base_s, self.done - self.base_done
-        if observed_s < MIN_OBSERVED_S or advanced <= 0:
+        if observed_s < MIN_OBSERVED_S or advanced <= 0 or advanced < MIN_OBSERVED_SHARE * self.total:
             return None
         left_s = (self.total - self.done) * observed_s / advanced
         return max(left_s - (now_s - self.updated_s), 0.0)
