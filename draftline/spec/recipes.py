@@ -15,7 +15,16 @@ def smollm2_135m() -> RunSpec:
     spec = RunSpec()
     # The desk's answers use some 2,300 distinct tokens; a small head drafts and trains faster.
     # With minutes of training, cross-entropy finds the likely tokens that total variation then weighs.
-    overrides = {"draft.vocab_size": 4096, "train.steps": 280, "train.loss.ce": 1.0, "train.loss.tv": 1.0}
+    overrides = {
+        "responses.max_new_tokens": 80,
+        "draft.vocab_size": 4096,
+        "train.steps": 220,
+        "train.loss.ce": 1.0,
+        "train.loss.tv": 1.0,
+        "calibration.max_new_tokens": 64,
+        "evaluation.max_prompts": 40,
+        "evaluation.max_new_tokens": 80,
+    }
     return derive(spec, overrides)
 
 
