@@ -22,6 +22,10 @@ from draftline.spec import ResponsesSpec
 from draftline.target.load import Target
 
 
+_TEMPLATE_TOKENS = 16
+"""Room for what a chat template puts around one answer."""
+
+
 @dataclass
 class _Progressing:
     conversation: Conversation
@@ -58,7 +62,8 @@ def answer_shard(
             tokens).
     """
     states = [_Progressing(c, _opening(c)) for c in conversations]
-    engine = Engine(target, EngineLimits(len(states), max_context))
+    needed = max(_longest(target, spec, conversation) for conversation in conversations)
+    engine = Engine(target, EngineLimits(len(states), min(max_context, needed)))
     finished_turns = 0
     for turn in range(max(len(c.turns) for c in conversations)):
         requests: dict[str, tuple[_Progressing, EngineRequest]] = {}
@@ -107,6 +112,13 @@ def _answer_turn(
                 }
             )
         on_progress(done)
+
+
+def _longest(target: Target, spec: ResponsesSpec, conversation: Conversation) -> int:
+    """About the tokens that a conversation will have at most; the cache is sized by it, not by the model's limit."""
+    opening = _opening(conversation)
+    asked = [len(prompt_ids(target, [*opening, {"role": "user", "content": turn}])) for turn in conversation.turns]
+    return sum(asked) + len(asked) * (spec.max_new_tokens + _TEMPLATE_TOKENS)
 
 
 def _shifted(report: Callable[[float], None], before: float, done: float) -> None:
