@@ -68,6 +68,7 @@ def test_recipes_lists_and_prints_a_spec_that_loads_equal() -> None:
     assert code == errors.SpecError.exit_code and f"Did you mean '{RECIPE}'?" in line
 
 
+@pytest.mark.slow
 def test_compile_writes_both_documents(tmp_path: Path) -> None:
     code, out, _ = invoke("compile", "-o", "out/pipeline.yaml")
     assert (code, out) == (0, "Wrote out/pipeline.yaml\n")

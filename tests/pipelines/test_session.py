@@ -132,6 +132,7 @@ def test_a_platform_that_cannot_start_is_an_error(tmp_path: Path) -> None:
             pytest.fail("the platform must not start")
 
 
+@pytest.mark.slow
 def test_serving_ends_with_an_interrupt(platform: Platform) -> None:
     console, output = recording()
 

@@ -19,6 +19,8 @@ from draftline.steps import StepContext, StepOutput, StepResult
 from draftline.storage.base import ObjectStore
 from tests.report import examples
 
+pytestmark = pytest.mark.slow
+
 NAME = "support-desk"
 
 

@@ -36,6 +36,7 @@ def context(store: ObjectStore) -> StepContext:
     return examples.context("report", store, examples.trained(store))
 
 
+@pytest.mark.slow
 def test_station_writes_all_files_with_their_digests_twice_the_same(context: StepContext) -> None:
     output = run(context)
     assert set(output.outputs["files"]) == {"card.md", "metrics.json", "report.html", *PLOTS}
@@ -56,6 +57,7 @@ def test_pictures_carry_no_date_or_program(context: StepContext) -> None:
         assert len(image.convert("L").getcolors() or range(2)) > 20
 
 
+@pytest.mark.slow
 def test_users_matplotlib_settings_do_not_change_the_bytes(context: StepContext) -> None:
     import matplotlib
 

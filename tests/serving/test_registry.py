@@ -14,6 +14,8 @@ from draftline.registry_layout import digest_tag, file_digest
 from serving.registry import DraftFiles, DraftFollower, FolderSource, RegistrySource, open_source
 from tests.serving.servers import wait_until
 
+pytestmark = pytest.mark.slow
+
 MODEL = "support-desk"
 
 
