@@ -16,7 +16,6 @@ from draftline.jobs import read_request, write_result
 from draftline.steps import StepContext, StepOutput
 from draftline.target.allocator import ALLOCATOR_ENV
 
-
 _PASSED_PREFIXES = ("AWS_", "HF_")
 
 

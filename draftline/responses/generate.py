@@ -21,7 +21,6 @@ from draftline.responses.plan import Conversation
 from draftline.spec import ResponsesSpec
 from draftline.target.load import Target
 
-
 _TEMPLATE_TOKENS = 16
 """Room for what a chat template puts around one answer."""
 

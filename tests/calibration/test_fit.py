@@ -98,9 +98,7 @@ def test_ece_by_hand() -> None:
 def test_auc_equals_counting_pairs(seed: int) -> None:
     random = np.random.default_rng(seed)
     predicted, observed = random.integers(0, 6, 40) / 6, random.random(40) < 0.4
-    pairs = [
-        1.0 if p > n else 0.5 if p == n else 0.0 for p in predicted[observed] for n in predicted[~observed]
-    ]
+    pairs = [1.0 if p > n else 0.5 if p == n else 0.0 for p in predicted[observed] for n in predicted[~observed]]
     assert area_under_curve(predicted, observed) == pytest.approx(float(np.mean(pairs)))
 
 

@@ -50,7 +50,7 @@ def test_costs_are_profiled(loaded_target: Target, monkeypatch: pytest.MonkeyPat
     assert {requests: list(costs) for requests, costs in table.verify_ms.items()} == {1: [1, 2, 4, 8], 2: [2, 4, 8, 16]}
     assert list(table.draft_ms) == [1, 2]
     for costs in table.verify_ms.values():
-        assert 0 < min(costs.values()) and list(costs.values()) == sorted(costs.values())
+        assert min(costs.values()) > 0 and list(costs.values()) == sorted(costs.values())
 
 
 def test_sglangs_table_takes_the_fewest_requests() -> None:

@@ -9,9 +9,7 @@ import pytest
 from draftline import errors
 from draftline.errors import DraftlineError, ObjectNotFound, StorageError
 
-KINDS = [
-    kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, DraftlineError)
-]
+KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, DraftlineError)]
 
 
 def test_the_message_has_all_four_parts() -> None:

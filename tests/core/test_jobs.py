@@ -31,7 +31,8 @@ if context.item == "die":
 if context.item == "fail":
     write_result(Path(sys.argv[2]), InputError("bad data", got=3, expected="more", remedy="Give more"))
     sys.exit(3)
-facts = [context.station, context.key, context.item, context.spec.name, context.store.uri, dict(context.inputs["prompts"].outputs)]
+prompts = dict(context.inputs["prompts"].outputs)
+facts = [context.station, context.key, context.item, context.spec.name, context.store.uri, prompts]
 write_result(Path(sys.argv[2]), StepOutput({"facts": facts}, {"n": 1.5}))
 """
 

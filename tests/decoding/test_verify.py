@@ -192,7 +192,9 @@ def test_law_of_equals_the_definitions(temperature: float, top_k: int, top_p: fl
 @pytest.mark.parametrize("top_p", [0.999, 0.9, 0.5])
 def test_a_nucleus_wider_than_a_few_hundred_tokens(top_p: float) -> None:
     """Flat laws next to peaked ones, over more tokens than the quick way looks at."""
-    logits = torch.randn(6, 700, generator=torch.Generator().manual_seed(8)) * torch.tensor([0.1, 9, 1, 0.2, 4, 2])[:, None]
+    logits = (
+        torch.randn(6, 700, generator=torch.Generator().manual_seed(8)) * torch.tensor([0.1, 9, 1, 0.2, 4, 2])[:, None]
+    )
     law = SamplingLaw(1.0, top_p)
     for rows in (logits, logits[1:2]):
         expected = torch.tensor([plain_law(row, law) for row in rows.double().tolist()])

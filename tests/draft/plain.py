@@ -122,7 +122,9 @@ class PlainDraft:
             queries = slice(head * size, (head + 1) * size)
             shared = slice(head // group * size, (head // group + 1) * size)
             keys = [
-                rotated(norm(weight("self_attn.k_proj")[shared] @ s, weight("self_attn.k_norm"), eps), p, config.rope_theta)
+                rotated(
+                    norm(weight("self_attn.k_proj")[shared] @ s, weight("self_attn.k_norm"), eps), p, config.rope_theta
+                )
                 for p, s in enumerate(sources)
             ]
             values = [weight("self_attn.v_proj")[shared] @ s for s in sources]

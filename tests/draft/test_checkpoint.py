@@ -36,7 +36,9 @@ def test_round_trips_to_equal_bytes(name: str) -> None:
 
 
 def test_names_are_deepspecs() -> None:
-    state = load_safetensors(to_files(model_of(replace(CONFIGS["gated"], num_layers=1, draft_vocab_size=9)))["model.safetensors"])
+    state = load_safetensors(
+        to_files(model_of(replace(CONFIGS["gated"], num_layers=1, draft_vocab_size=9)))["model.safetensors"]
+    )
     assert {name: list(value.shape) for name, value in state.items()} == {
         "confidence_head.proj.bias": [1],
         "confidence_head.proj.weight": [1, 29],

@@ -56,7 +56,9 @@ def expected(target: Target) -> NDArray[np.float64]:
     return joint
 
 
-def p_value(target: Target, draft: DraftModel, policy: LengthPolicy, expected: NDArray[np.float64]) -> tuple[float, float]:
+def p_value(
+    target: Target, draft: DraftModel, policy: LengthPolicy, expected: NDArray[np.float64]
+) -> tuple[float, float]:
     """Chi-square over 36 cells, and the mean number of verified drafts a step."""
     assert expected.min() * NUM_REQUESTS > 5, "the chi-square approximation needs fuller cells"
     engine = make_engine(target, draft, policy, slots=100, context=16)

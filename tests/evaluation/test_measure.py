@@ -35,7 +35,9 @@ def bench(loaded_target: Target) -> Bench:
 def prompts(loaded_target: Target) -> list[EvaluationPrompt]:
     questions = [grammar_pair(random.Random(seed))[0] for seed in range(10)]
     return [
-        EvaluationPrompt(f"p{n}", "even" if n % 2 == 0 else "odd", prompt_ids(loaded_target, [{"role": "user", "content": q}]))
+        EvaluationPrompt(
+            f"p{n}", "even" if n % 2 == 0 else "odd", prompt_ids(loaded_target, [{"role": "user", "content": q}])
+        )
         for n, q in enumerate(questions)
     ]
 
@@ -64,7 +66,9 @@ def test_acceptance_is_counted_over_whole_blocks(bench: Bench, prompts: list[Eva
     assert 1 < found.accepted_length < 5 and 0 <= found.ece <= 1
 
 
-def test_a_draft_without_confidences_has_no_ece(bench: Bench, prompts: list[EvaluationPrompt], loaded_target: Target) -> None:
+def test_a_draft_without_confidences_has_no_ece(
+    bench: Bench, prompts: list[EvaluationPrompt], loaded_target: Target
+) -> None:
     config = replace(
         tiny_draft_config(loaded_target.config), enable_confidence_head=False, confidence_with_markov=False
     )

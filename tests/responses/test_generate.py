@@ -21,7 +21,9 @@ SPEC = ResponsesSpec.model_validate({"max_new_tokens": 24, "sampling": {"tempera
 QUESTIONS = ("where is my parcel 1?", "where is my refund 7?", "where is my letter 3?")
 
 
-def conversation(number: int, turns: tuple[str, ...], *, is_greedy: bool = True, system: str | None = None) -> Conversation:
+def conversation(
+    number: int, turns: tuple[str, ...], *, is_greedy: bool = True, system: str | None = None
+) -> Conversation:
     return Conversation(f"p{number}/0", "desk", "train", system, turns, is_greedy)
 
 
@@ -135,5 +137,3 @@ def test_the_plan_cuts_all_splits_into_shards(tmp_path: Path) -> None:
 
 def replace_spec(spec: ResponsesSpec, **changes: object) -> ResponsesSpec:
     return ResponsesSpec.model_validate({**spec.model_dump(), **changes})
-
-

@@ -1,4 +1,4 @@
-"""A target of a few hundred thousand weights and drafts for it, made in code; fixtures are in ``tests.plugins.targets``.
+"""A tiny target and drafts for it, made in code; fixtures are in ``tests.plugins.targets``.
 
 The target is a real Hugging Face directory (Llama, ChatML, byte-level BPE that
 knows the words of a small grammar) that was trained on the grammar for a
@@ -8,6 +8,7 @@ chooses, as a real target's are.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -211,7 +212,9 @@ def tiny_draft_config(target: ModelConfig, mask_token_id: int = 0) -> DraftConfi
     )
 
 
-def random_module(config: DraftConfig, seed: int, *, max_positions: int = MAX_CONTEXT, scale: float = 1.0) -> DSparkDraft:
+def random_module(
+    config: DraftConfig, seed: int, *, max_positions: int = MAX_CONTEXT, scale: float = 1.0
+) -> DSparkDraft:
     """A draft whose every weight is random, biases, norms and the Markov map included."""
     draft = DSparkDraft(config, max_positions)
     generator = torch.Generator().manual_seed(seed)
@@ -225,7 +228,9 @@ def random_module(config: DraftConfig, seed: int, *, max_positions: int = MAX_CO
     return draft
 
 
-def random_draft(config: DraftConfig, seed: int, *, vocab: torch.Tensor | None = None, scale: float = 1.0) -> DraftModel:
+def random_draft(
+    config: DraftConfig, seed: int, *, vocab: torch.Tensor | None = None, scale: float = 1.0
+) -> DraftModel:
     """The same, exported; ``vocab`` are the target ids of a pruned vocabulary."""
     if vocab is not None:
         config = replace(config, draft_vocab_size=len(vocab))
@@ -245,7 +250,7 @@ def bigram_draft(target: Target, seed: int = 0, *, block_size: int = 4) -> Draft
         question, answer = grammar_pair(source)
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         ids = target.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
-        for before, after in zip(ids, ids[1:], strict=False):
+        for before, after in itertools.pairwise(ids):
             table[after, before] += 1
     assert draft.markov_head is not None
     with torch.no_grad():

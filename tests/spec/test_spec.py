@@ -26,7 +26,7 @@ ODD = {
     "seed": 7,
     "workspace": "s3://bucket/prefix",
     "target.source": "./models/größe",
-    "prompts.system_prompt": "Line one\nline two: 'quoted' – é",
+    "prompts.system_prompt": "Line one\nline two: 'quoted' \u2013 é",
     "responses.sampling.temperature": 0.3,
     "draft.target_layer_ids": [-1, 2, 5],
     "draft.mask_token_id": 3,

@@ -41,7 +41,8 @@ def keys(spec: RunSpec) -> dict[str, str]:
 
 BASE = RunSpec()
 PINNED = derive(
-    BASE, {"name": "pinned", "seed": 5, "draft.num_layers": 2, "train.steps": 7, "prompts.limit": 9, "target.dtype": "fp32"}
+    BASE,
+    {"name": "pinned", "seed": 5, "draft.num_layers": 2, "train.steps": 7, "prompts.limit": 9, "target.dtype": "fp32"},
 )
 
 
@@ -85,9 +86,7 @@ FROM_REPORT = {"report", "register", "gate", "deploy"}
         ({"serving.threshold": 0.3}, FROM_REPORT | {"evaluation"}),
     ],
 )
-def test_a_field_changes_the_keys_of_those_who_read_it_and_after(
-    overrides: dict[str, Any], stations: set[str]
-) -> None:
+def test_a_field_changes_the_keys_of_those_who_read_it_and_after(overrides: dict[str, Any], stations: set[str]) -> None:
     assert changed(overrides) == stations
 
 

@@ -16,7 +16,9 @@ def test_every_row_count_equals_the_plain_product(out_features: int, in_features
     inputs = torch.randn(130, in_features, generator=generator)
     packed = PackedLinear(weight.clone())
     for rows in range(1, 131):
-        torch.testing.assert_close(packed(inputs[:rows]), functional.linear(inputs[:rows], weight), atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(
+            packed(inputs[:rows]), functional.linear(inputs[:rows], weight), atol=1e-4, rtol=1e-5
+        )
 
 
 def test_bf16_equals_the_plain_product_to_its_rounding() -> None:

@@ -63,7 +63,9 @@ def test_a_conversation_without_an_answer_is_empty() -> None:
 SPEC = derive(RunSpec(), {"tokens.max_length": 20, "tokens.shard_tokens": 12})
 
 
-def run_on(folder: Path, shards: list[list[dict[str, Any]]], progress: ListProgress | None = None) -> tuple[StepOutput, LocalStore]:
+def run_on(
+    folder: Path, shards: list[list[dict[str, Any]]], progress: ListProgress | None = None
+) -> tuple[StepOutput, LocalStore]:
     store = LocalStore(folder)
     store.create()
     names = []
