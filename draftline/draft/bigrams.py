@@ -16,6 +16,9 @@ from torch import Tensor
 from draftline.target.batch import Chunk, build_batch
 from draftline.target.load import Target
 
+MAX_TABLE_TOKENS = 16384
+"""The table of a larger vocabulary takes more than 1 GiB."""
+
 _BATCH = 256
 
 

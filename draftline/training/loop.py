@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 
 from draftline.cache.reader import CacheReader
 from draftline.cache.shards import Manifest
-from draftline.draft.bigrams import bigram_logits, low_rank
+from draftline.draft.bigrams import MAX_TABLE_TOKENS, bigram_logits, low_rank
 from draftline.draft.checkpoint import DraftModel, export_state, to_files
 from draftline.draft.config import DraftConfig, resolve_taps
 from draftline.draft.loss import confidence_loss, distillation_loss
@@ -318,9 +318,12 @@ class DraftTrainer:
         self._checkpoints.save(TrainingCheckpoint(step, tensors, self._history))
 
     def _start_from_bigrams(self) -> None:
-        """Give the sequential head the target's own bigrams; see :mod:`draftline.draft.bigrams`."""
+        """Give the sequential head the target's own bigrams; see :mod:`draftline.draft.bigrams`.
+
+        A vocabulary whose table would not fit in memory starts without.
+        """
         head, vocab = self._model.markov_head, self._vocab
-        if head is None or vocab is None or not self._target.eos_token_ids:
+        if head is None or vocab is None or len(vocab) > MAX_TABLE_TOKENS or not self._target.eos_token_ids:
             return
         table = bigram_logits(self._target, vocab, self._target.eos_token_ids[0])
         first, second = low_rank(table, self._config.markov_rank, self._spec.seed)
