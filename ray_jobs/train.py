@@ -14,6 +14,7 @@ import ray.train.torch
 import torch
 
 from draftline.cache.shards import Manifest
+from draftline.draft.model import num_parameters
 from draftline.errors import DraftlineError, StepError
 from draftline.steps import StepContext, StepOutput
 from draftline.target.load import load_target
@@ -55,7 +56,7 @@ def run(context: StepContext) -> StepOutput:
             torch_config=ray.train.torch.TorchConfig(backend="gloo"),
         )
         try:
-            result = trainer.fit()
+            trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise _cause(error) from None
     files = _stored_files(context)
@@ -66,7 +67,7 @@ def run(context: StepContext) -> StepOutput:
     metrics = {
         "train_loss": last["loss"],
         "train_seconds": time.monotonic() - started,
-        "num_parameters": float((result.metrics or {}).get("num_parameters", 0)),
+        "num_parameters": float(num_parameters(config)),
     }
     if "validation_loss" in last:
         metrics["validation_loss"] = last["validation_loss"]
@@ -112,7 +113,6 @@ def _worker(config: dict[str, Any]) -> None:
         for name, data in trainer.export().items():
             context.store.put(f"{context.prefix}/draft/{name}", data)
         context.store.put(f"{context.prefix}/{_HISTORY}", trainer.history_file())
-    ray.train.report({"num_parameters": trainer.num_parameters})
 
 
 def _cpus_per_worker(context: StepContext) -> float:

@@ -145,6 +145,12 @@ class DSparkDraft(nn.Module):
         return DraftHidden(hidden, latent, confidence)
 
 
+def num_parameters(config: DraftConfig) -> int:
+    """Trained parameters of a draft of this architecture; nothing is allocated."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in DSparkDraft(config, 1).parameters())
+
+
 class DraftLayer(nn.Module):
     """One decoder layer whose keys and values also come from the context (eq. 2, 3)."""
 

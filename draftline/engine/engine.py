@@ -213,6 +213,8 @@ class Engine:
                 if not request.is_prefilling:
                     valid = 1 + num_accepted
                     request.stats.record(len(drafted[request.slot]), num_accepted)
+                    if row is not None and self.policy.backs_off:
+                        request.note_block(num_accepted)
                 event, reason = self._emit(request, new_ids, logits[rows], log_normaliser[rows])
                 events.append(event)
                 if reason is not None:
@@ -277,8 +279,6 @@ class Engine:
             raw = proposal.confidence_RB.double().numpy()
             survival = (self.calibration or Calibration.identity(block)).survival(raw)
         lengths = self.policy.lengths(survival, block, len(drafting))
-        for request, length in zip(drafting, lengths, strict=True):
-            request.note_length(length)
         # A request never needs more drafts than tokens it may still emit, less the target's own.
         lengths = [
             min(n, r.request.sampling.max_tokens - len(r.output_ids) - 1)

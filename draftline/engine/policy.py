@@ -24,6 +24,11 @@ class LengthPolicy(Protocol):
         """Whether drafting is of any use."""
         ...
 
+    @property
+    def backs_off(self) -> bool:
+        """Whether requests pause drafting while it brings nothing."""
+        ...
+
     def lengths(self, survival_RB: NDArray[np.float64] | None, block_size: int, num_requests: int) -> list[int]:
         """Tokens to verify per request, 0 to ``block_size``.
 
@@ -40,6 +45,7 @@ class OffPolicy:
     """Plain decoding."""
 
     wants_draft = False
+    backs_off = False
 
     def lengths(self, survival_RB: NDArray[np.float64] | None, block_size: int, num_requests: int) -> list[int]:
         """See :class:`LengthPolicy`."""
@@ -50,6 +56,7 @@ class FixedPolicy:
     """The whole block, or its first ``length`` tokens."""
 
     wants_draft = True
+    backs_off = False
 
     def __init__(self, length: int | None = None) -> None:
         self._length = length
@@ -64,6 +71,7 @@ class ThresholdPolicy:
     """Stops a request's prefix at the first cumulative survival below ``threshold``."""
 
     wants_draft = True
+    backs_off = True
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold

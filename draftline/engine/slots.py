@@ -10,6 +10,9 @@ import numpy as np
 from draftline.engine.requests import EngineRequest, SpeculationStats
 
 MAX_DRAFT_PAUSE = 16
+GAIN_WEIGHT = 0.2
+MIN_GAIN = 0.25
+"""About what drafting and verifying a few tokens costs, in plain steps."""
 
 
 @dataclass
@@ -22,7 +25,8 @@ class RunningRequest:
         num_processed: Tokens whose keys and values are in the cache.
         output_ids: Generated tokens; the last is the anchor, not yet processed.
         has_draft_context: The draft's features cover all processed tokens.
-        num_empty: Blocks in a row of which nothing was worth verifying.
+        gain: Running mean of the tokens that a block brought.
+        num_empty: Blocks in a row at too low a gain.
         draft_pause: Decode steps to go without drafting.
         random: Source of the request's randomness.
         stats: Counters.
@@ -34,19 +38,21 @@ class RunningRequest:
     random: np.random.Generator
     output_ids: list[int] = field(default_factory=list)
     has_draft_context: bool = True
+    gain: float = 1.0
     num_empty: int = 0
     draft_pause: int = 0
     stats: SpeculationStats = field(default_factory=SpeculationStats)
 
-    def note_length(self, length: int) -> None:
-        """Back off from drafting while blocks come to nothing.
+    def note_block(self, num_accepted: int) -> None:
+        """Back off from drafting while blocks bring nothing.
 
-        On text that the draft does not know, drafting would cost every step
-        something and give nothing; the pause doubles up to 16 steps and ends
-        with the first block that is worth verifying. It looks only at past
-        steps, so the output law is untouched.
+        On text that the draft does not know, drafting costs every step
+        something and gives nothing, however sure the draft is of itself. The
+        pause doubles up to 16 steps and ends with the first block that brings
+        a token. It looks only at past steps, so the output law is untouched.
         """
-        if length > 0:
+        self.gain += GAIN_WEIGHT * (num_accepted - self.gain)
+        if self.gain >= MIN_GAIN:
             self.num_empty = 0
         else:
             self.num_empty += 1

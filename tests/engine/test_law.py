@@ -88,6 +88,7 @@ class PeekingPolicy:
     """Verifies the first draft only when the confidence *after* it looks good, which has seen that very draft."""
 
     wants_draft = True
+    backs_off = False
 
     def lengths(self, survival_RB: NDArray[np.float64] | None, block_size: int, num_requests: int) -> list[int]:
         assert survival_RB is not None
