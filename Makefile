@@ -55,8 +55,8 @@ test: lint types imports ## Everything that CI runs: the checks below, then all 
 
 check: test ## The same as `make test`
 
-test-fast: $(STAMP) ## The fast tests alone (under a minute)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+test-fast: $(STAMP) ## The fast tests alone, two at a time (under a minute)
+	$(BIN)/python -m pytest -m "not slow" -n 2 $(ARGS)
 
 lint: $(STAMP) ## Style: ruff's rules and formatting
 	$(BIN)/ruff check .
