@@ -207,7 +207,8 @@ def test_a_killed_training_goes_on_to_the_same_weights(bench: Bench, captured: S
     assert _figures(resumed) == _figures(undisturbed)
     assert bench.store.get(f"{killed.prefix}/history.jsonl") == bench.store.get(f"{context.prefix}/history.jsonl")
     steps = [json.loads(line)["done"] for line in bench.events(killed).read_text().splitlines()]
-    assert steps == list(range(int(steps[0]), 41)) and steps[0] > 1, "the second run began anew"
+    # A worker of the killed run may live for a moment and report one step more.
+    assert sorted(set(steps)) == list(range(int(min(steps)), 41)) and min(steps) > 1, "the second run began anew"
 
 
 def _figures(output: StepOutput) -> dict[str, float]:
