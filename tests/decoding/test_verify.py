@@ -215,7 +215,7 @@ def test_draw_never_returns_an_index_without_mass() -> None:
     rows[rows.sum(-1) == 0, 7] = 1.0
     rows[0] = 0.0
     rows[0, 29] = 1e-30
-    for u in (0.0, 1e-300, 0.25, 0.999999, math.nextafter(1.0, 0.0)):
+    for u in (0.0, 1e-300, 0.25, 0.999999, math.nextafter(1.0, 0.0), 1.0):
         index = draw(rows, torch.full((200,), u, dtype=torch.float64))
         assert (rows[torch.arange(200), index] > 0).all()
 

@@ -115,6 +115,11 @@ def test_drafts_may_be_swapped_while_requests_run(
             gather(engine.step(), answers)
             check_dense(engine)
         engine.swap_draft(next_draft)
+        in_flight = {name: one.stats.num_draft_tokens for name, one in answers.items() if not one.reasons}
+        gather(engine.step(), answers)
+        gather(engine.step(), answers)
+        # Their context features belong to the old draft: these requests go on plainly.
+        assert in_flight == {name: answers[name].stats.num_draft_tokens for name in in_flight}
     finish(engine, answers)
     assert_equal(answers, plain)
 
@@ -141,6 +146,15 @@ def test_a_prompt_with_a_known_beginning_takes_it_over(
     found |= answer(engine, [requests[1]])
     assert processed[0] == 2
     assert_equal(found, fresh)
+    # The same once more: only its last token, whose output is needed, is left to do.
+    processed.clear()
+    answer(engine, [requests[1]])
+    assert processed[0] == 1
+    # Another draft has no features of it.
+    engine.swap_draft(draft)
+    processed.clear()
+    answer(engine, [requests[1]])
+    assert processed[0] == len(second)
     # The draft's context came along: drafts are accepted as in an engine that computed it all.
     alone = answer(make_engine(loaded_target, draft), [requests[1]])["r1"]
     assert found["r1"].stats == alone.stats

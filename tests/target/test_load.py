@@ -58,6 +58,18 @@ def test_the_fingerprint_follows_weights_config_and_tokenizer(copy: Path) -> Non
     assert target_fingerprint(spec(copy)) in seen
 
 
+def test_the_fingerprint_reads_both_ends_of_large_files(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    data = bytearray(3 << 20)
+    seen = set()
+    for place in (0, len(data) - 1, None):
+        if place is not None:
+            data[place] += 1
+        (tmp_path / "model.safetensors").write_bytes(data if place is not None else data + b"x")
+        seen.add(target_fingerprint(spec(tmp_path)))
+    assert len(seen) == 3
+
+
 def test_the_fingerprint_does_not_depend_on_the_place(copy: Path, tiny_target: Path) -> None:
     assert target_fingerprint(spec(copy)) == target_fingerprint(spec(tiny_target))
 
