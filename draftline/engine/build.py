@@ -10,6 +10,7 @@ from draftline.draft.checkpoint import DraftModel, load_folder
 from draftline.engine.engine import Engine, EngineLimits, check_fits
 from draftline.engine.policy import OffPolicy, policy_from_spec
 from draftline.engine.requests import EngineRequest, TokenEvent
+from draftline.errors import FormatError
 from draftline.spec import ServingSpec
 from draftline.target.load import Target
 
@@ -36,7 +37,7 @@ def build_engine(
     """The engine that a serving spec describes; plain decoding without a draft.
 
     Raises:
-        FormatError: the draft or the calibration is damaged.
+        FormatError: the draft or the calibration is damaged, or they do not belong together.
         TargetError: the draft was made for another target.
     """
     calibration = Calibration.from_json(calibration_file.read_text()) if calibration_file is not None else None
@@ -44,8 +45,26 @@ def build_engine(
     limits = EngineLimits(serving.max_requests, min(serving.max_context, target.max_context))
     engine = Engine(target, limits, policy, calibration=calibration)
     if draft_dir is not None:
-        engine.swap_draft(load_draft(draft_dir, target))
+        draft = load_draft(draft_dir, target)
+        if calibration is not None:
+            check_calibration(calibration, draft)
+        engine.swap_draft(draft)
     return engine
+
+
+def check_calibration(calibration: Calibration, draft: DraftModel) -> None:
+    """Refuse a calibration that has no temperature for some position of the draft's block.
+
+    Raises:
+        FormatError: it was fitted for another draft.
+    """
+    if len(calibration.temperatures) < draft.config.block_size:
+        raise FormatError(
+            "the calibration does not fit the draft's block",
+            got=f"{len(calibration.temperatures)} temperatures",
+            expected=str(draft.config.block_size),
+            remedy="Take the calibration that belongs to this draft",
+        )
 
 
 def run_to_completion(engine: Engine, requests: Iterable[EngineRequest]) -> Iterator[TokenEvent]:
