@@ -175,7 +175,7 @@ def test_not_a_number_names_the_samples_and_keeps_the_last_checkpoint(loaded_tar
     inputs = make_inputs(loaded_target, tmp_path, grammar_splits(loaded_target), spec, damage)
     done: list[int] = []
     trainer = DraftTrainer(inputs, loaded_target, on_step=lambda step, figures: done.append(step))
-    with pytest.raises(TrainingDiverged, match="the loss became NaN .* samples") as caught:
+    with pytest.raises(TrainingDiverged, match=r"the loss became NaN .* samples") as caught:
         trainer.run()
     assert "0-6" in str(caught.value.got), "the third sample of the second shard"
     assert len(str(caught.value.got).split(",")) == 2
