@@ -14,7 +14,7 @@ from draftline.steps import StepContext, StepOutput
 from draftline.target.load import load_target
 from draftline.tokens.station import COUNTS_FILE
 from ray_jobs.pool import map_shards
-from ray_jobs.runtime import main
+from ray_jobs.runtime import main, reserved_cpus
 
 
 @ray.remote
@@ -62,7 +62,12 @@ def run(context: StepContext) -> StepOutput:
     spec = context.spec.cache
     pending = [s for s in tokens.shards if s.name not in done]
     map_shards(
-        CaptureWorker, (context,), pending, workers=spec.workers, num_cpus=spec.threads_per_worker, on_done=finished
+        CaptureWorker,
+        (context,),
+        pending,
+        workers=spec.workers,
+        num_cpus=reserved_cpus(spec.threads_per_worker, spec.workers),
+        on_done=finished,
     )
     counts = context.store.get(f"{context.inputs['tokens'].prefix}/{COUNTS_FILE}")
     context.store.put(f"{context.prefix}/{COUNTS_FILE}", counts)

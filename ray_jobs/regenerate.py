@@ -14,7 +14,7 @@ from draftline.steps import StepContext, StepOutput
 from draftline.target.fingerprint import target_fingerprint
 from draftline.target.load import load_target, prepare_target
 from ray_jobs.pool import map_shards
-from ray_jobs.runtime import cluster_cpus, main
+from ray_jobs.runtime import main, reserved_cpus
 
 
 class Tally:
@@ -78,7 +78,7 @@ def run(context: StepContext) -> StepOutput:
         (context, tally),
         pending,
         workers=spec.workers,
-        num_cpus=min(spec.threads_per_worker, cluster_cpus()),
+        num_cpus=reserved_cpus(spec.threads_per_worker, spec.workers),
         on_done=lambda shard, _: tally.update.remote(shard[0], turns[shard[0]]),
     )
     outputs = {"shards": list(shards), "target": target_fingerprint(context.spec.target)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -63,6 +64,24 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def reserved_cpus(threads: int, workers: int = 1) -> float:
+    """Logical CPUs to reserve for each of some workers, see :func:`cpu_share`.
+
+    An endpoint on the same Ray holds a CPU for as long as it serves; a worker
+    that asked for all of them would wait for ever, in silence.
+    """
+    return cpu_share(threads, float(ray.available_resources().get("CPU", 0.0)), workers)
+
+
+def cpu_share(threads: int, free_cpus: float, workers: int) -> float:
+    """A worker's threads, or its equal share of the free CPUs where that is less.
+
+    Ray takes whole numbers above 1 and fractions below; 0 runs anywhere.
+    """
+    share = min(float(threads), free_cpus / workers)
+    return float(math.floor(share)) if share >= 1 else math.floor(share * 100) / 100
 
 
 def cluster_cpus() -> int:

@@ -20,7 +20,7 @@ from draftline.steps import StepContext, StepOutput
 from draftline.target.load import load_target
 from draftline.training.checkpoints import CheckpointStore
 from draftline.training.loop import DraftTrainer, TrainingInputs, draft_config
-from ray_jobs.runtime import cluster_cpus, main
+from ray_jobs.runtime import cluster_cpus, main, reserved_cpus
 
 _HISTORY = "history.jsonl"
 
@@ -45,7 +45,8 @@ def run(context: StepContext) -> StepOutput:
             _worker,
             train_loop_config={"context": context},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=train.num_workers, resources_per_worker={"CPU": _cpus_per_worker(context)}
+                num_workers=train.num_workers,
+                resources_per_worker={"CPU": reserved_cpus(train.threads_per_worker, train.num_workers)},
             ),
             # A fresh name and folder: Ray Train would silently resume an equal one, and resuming is ours.
             run_config=ray.train.RunConfig(
@@ -113,12 +114,6 @@ def _worker(config: dict[str, Any]) -> None:
         for name, data in trainer.export().items():
             context.store.put(f"{context.prefix}/draft/{name}", data)
         context.store.put(f"{context.prefix}/{_HISTORY}", trainer.history_file())
-
-
-def _cpus_per_worker(context: StepContext) -> float:
-    """Logical CPUs to reserve: the threads, or an equal share of a smaller cluster."""
-    train = context.spec.train
-    return min(train.threads_per_worker, cluster_cpus() / train.num_workers)
 
 
 def _stored_files(context: StepContext) -> dict[str, str]:
