@@ -18,7 +18,6 @@ from draftline.draft.model import num_parameters
 from draftline.errors import DraftlineError, StepError
 from draftline.steps import StepContext, StepOutput
 from draftline.target.load import load_target
-from draftline.training.checkpoints import CheckpointStore
 from draftline.training.loop import DraftTrainer, TrainingInputs, draft_config
 from ray_jobs.runtime import cluster_cpus, main, reserved_cpus
 
@@ -80,7 +79,6 @@ def run(context: StepContext) -> StepOutput:
         "num_parameters": int(metrics["num_parameters"]),
         "history": _HISTORY,
     }
-    CheckpointStore(context.store, f"{context.prefix}/checkpoints").clear()
     return StepOutput(outputs, metrics)
 
 

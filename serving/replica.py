@@ -136,13 +136,16 @@ def swap_draft(service: CompletionService, target: Target, files: DraftFiles) ->
     Loading happens in the calling thread, only the exchange between two steps.
 
     Raises:
-        DraftlineError: the draft is damaged or not for this target; the old one stays.
+        DraftlineError: the draft is damaged, not for this target, or not the one its calibration was fitted for;
+            the old one stays.
     """
     from draftline.calibration.survival import Calibration
-    from draftline.engine.build import load_draft
+    from draftline.engine.build import check_calibration, load_draft
 
     draft = load_draft(files.draft_dir, target)
     calibration = Calibration.from_json(files.calibration_file.read_text()) if files.calibration_file else None
+    if calibration is not None:
+        check_calibration(calibration, draft)
 
     def exchange(engine: ServingEngine) -> None:
         engine.swap_draft(draft)

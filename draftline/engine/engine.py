@@ -212,10 +212,12 @@ class Engine:
                 )
                 if not request.is_prefilling:
                     valid = 1 + num_accepted
-                    request.stats.record(len(drafted[request.slot]), num_accepted)
                     if row is not None and self.policy.backs_off:
                         request.note_block(num_accepted)
-                event, reason = self._emit(request, new_ids, logits[rows], log_normaliser[rows])
+                emitted, reason = self._until_the_end(request, new_ids)
+                if not request.is_prefilling:
+                    request.stats.record(len(drafted[request.slot]), num_accepted, len(emitted))
+                event = self._event(request, emitted, reason, logits[rows], log_normaliser[rows])
                 events.append(event)
                 if reason is not None:
                     finished.append((request, reason))
@@ -386,9 +388,8 @@ class Engine:
             self.traces.append(StepTrace(request.request.request_id, confidence, len(drafted), accepted))
         return [*drafted[:accepted], following], accepted
 
-    def _emit(
-        self, request: RunningRequest, new_ids: list[int], logits: Tensor, log_normaliser: Tensor
-    ) -> tuple[TokenEvent, FinishReason | None]:
+    def _until_the_end(self, request: RunningRequest, new_ids: list[int]) -> tuple[list[int], FinishReason | None]:
+        """New tokens up to the one that ends the answer, appended to it, and why it ended, if it did."""
         sampling = request.request.sampling
         stops = set(sampling.stop_token_ids)
         if not sampling.ignore_eos:
@@ -405,10 +406,19 @@ class Engine:
                 reason = "length"
                 break
         request.output_ids.extend(emitted)
+        return emitted, reason
+
+    @staticmethod
+    def _event(
+        request: RunningRequest,
+        emitted: list[int],
+        reason: FinishReason | None,
+        logits: Tensor,
+        log_normaliser: Tensor,
+    ) -> TokenEvent:
         chosen = logits[torch.arange(len(emitted)), torch.tensor(emitted)].float() - log_normaliser[: len(emitted)]
         stats = replace(request.stats, accepted_histogram=list(request.stats.accepted_histogram))
-        event = TokenEvent(request.request.request_id, tuple(emitted), tuple(chosen.tolist()), reason, stats)
-        return event, reason
+        return TokenEvent(request.request.request_id, tuple(emitted), tuple(chosen.tolist()), reason, stats)
 
     def _append_features(self, output: TargetOutput, batch: StepBatch, kept: Tensor) -> None:
         if self._runner is None:

@@ -52,7 +52,8 @@ class SpeculationStats:
         num_accepted_tokens: Of those, accepted.
         accepted_histogram: Entry n counts steps with n accepted drafts.
         num_steps: All decode steps, speculative or not.
-        num_output_tokens: Tokens emitted after the prompt's first.
+        num_output_tokens: Tokens emitted after the prompt's first. Fewer than the accepted ones and a bonus
+            for every step when the answer ended inside a block.
     """
 
     num_spec_steps: int = 0
@@ -62,10 +63,17 @@ class SpeculationStats:
     num_steps: int = 0
     num_output_tokens: int = 0
 
-    def record(self, num_drafted: int, num_accepted: int) -> None:
-        """Count one decode step."""
+    def record(self, num_drafted: int, num_accepted: int, num_emitted: int) -> None:
+        """Count one decode step.
+
+        Args:
+            num_drafted: Draft tokens verified.
+            num_accepted: Of those, accepted, also those behind a token that ended the answer: they tell how good
+                the draft is.
+            num_emitted: Tokens that the answer grew by.
+        """
         self.num_steps += 1
-        self.num_output_tokens += num_accepted + 1
+        self.num_output_tokens += num_emitted
         if num_drafted == 0:
             return
         self.num_spec_steps += 1

@@ -74,6 +74,7 @@ def answer_shard(
             state.messages.append({"role": "user", "content": conversation.turns[turn]})
             ids = prompt_ids(target, state.messages)
             if len(ids) + spec.max_new_tokens > max_context:
+                state.messages.pop()  # a question that nobody answers is no part of the conversation
                 finished_turns += 1
                 continue
             request_id = f"{conversation.sample_id}#{turn}"

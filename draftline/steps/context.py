@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from draftline.progress import NullProgress, Progress, ProgressEvent
 from draftline.spec import RunSpec
-from draftline.steps.ledger import JsonValue, StepResult, step_prefix
+from draftline.steps.ledger import SCRATCH, JsonValue, StepResult, step_prefix
 from draftline.storage.base import ObjectStore
 
 
@@ -46,6 +46,11 @@ class StepContext:
     def prefix(self) -> str:
         """Folder for this step's objects in the workspace."""
         return step_prefix(self.station, self.key)
+
+    @property
+    def scratch(self) -> str:
+        """Folder for objects that only an interrupted step needs; emptied once the result is committed."""
+        return f"{self.prefix}/{SCRATCH}"
 
     @property
     def label(self) -> str:

@@ -50,6 +50,7 @@ def execute(
     context = StepContext(name, key, spec, store, inputs, item, progress)
     ledger = Ledger(store)
     if not station.is_effect and (found := ledger.find(name, key)) is not None:
+        _empty_scratch(context)  # a kill may have come between commit and clearing
         progress.emit(ProgressEvent(context.label, "skipped", note=f"already done ({key})"))
         return found
     progress.emit(ProgressEvent(context.label, "started"))
@@ -63,8 +64,14 @@ def execute(
     )
     if not station.is_effect:
         result = ledger.commit(result)
+        _empty_scratch(context)
     progress.emit(ProgressEvent(context.label, "finished", values=result.metrics))
     return result
+
+
+def _empty_scratch(context: StepContext) -> None:
+    for info in list(context.store.list(f"{context.scratch}/")):
+        context.store.delete(info.key)
 
 
 def load_function(path: str) -> StationFunction:

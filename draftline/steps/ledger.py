@@ -76,6 +76,10 @@ class StepResult:
             ) from None
 
 
+SCRATCH = "scratch"
+"""Folder within a step's folder that is emptied once its result is committed."""
+
+
 def step_prefix(station: str, key: str) -> str:
     """Folder of a step's objects, relative to the workspace."""
     return f"{station}/{key}"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -48,8 +51,9 @@ class CheckpointStore:
 
     def save(self, checkpoint: TrainingCheckpoint) -> None:
         """Write one (the store's put is atomic), then drop the oldest."""
-        metadata = {"draftline": json.dumps({"step": checkpoint.step, "history": checkpoint.history}, sort_keys=True)}
-        data = save_safetensors({k: v.detach().contiguous() for k, v in checkpoint.tensors.items()}, metadata)
+        tensors = {k: v.detach().contiguous() for k, v in checkpoint.tensors.items()}
+        document = {"step": checkpoint.step, "history": checkpoint.history, "sha256": _digest(tensors)}
+        data = save_safetensors(tensors, {"draftline": json.dumps(document, sort_keys=True)})
         self._store.put(f"{self._prefix}/step-{checkpoint.step:08d}.safetensors", data)
         for key in self._keys()[: -self._keep]:
             self._store.delete(key)
@@ -62,15 +66,21 @@ class CheckpointStore:
                 tensors = load_safetensors(data)
                 length = int.from_bytes(data[:8], "little")
                 document = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["draftline"])
+                found = TrainingCheckpoint(document["step"], tensors, document["history"])
+                is_whole = document["sha256"] == _digest(tensors)
             except (SafetensorError, ValueError, KeyError):
                 continue
-            return TrainingCheckpoint(document["step"], tensors, document["history"])
+            if is_whole:
+                return found
         return None
-
-    def clear(self) -> None:
-        """Remove all checkpoints of this run."""
-        for key in self._keys():
-            self._store.delete(key)
 
     def _keys(self) -> list[str]:
         return [info.key for info in self._store.list(f"{self._prefix}/") if _NAME.search(info.key)]
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -22,6 +22,7 @@ from draftline.draft.model import DSparkDraft
 from draftline.draft.vocab import choose_vocab
 from draftline.errors import TrainingDiverged
 from draftline.spec import RunSpec
+from draftline.steps.ledger import SCRATCH
 from draftline.storage.base import ObjectStore
 from draftline.target.load import Target
 from draftline.training.batches import DraftBatch, build_draft_batch, draw_anchors
@@ -145,7 +146,7 @@ class DraftTrainer:
         self._model.initialise(torch.Generator().manual_seed(seed), target.weights["model.norm.weight"].float())
         self._target = target
         self._optimizer = DraftOptimizer(self._model, self._spec.train)
-        self._checkpoints = CheckpointStore(inputs.store, f"{inputs.prefix}/checkpoints")
+        self._checkpoints = CheckpointStore(inputs.store, f"{inputs.prefix}/{SCRATCH}")
         self._history: list[dict[str, Any]] = []
 
     @property

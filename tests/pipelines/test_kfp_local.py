@@ -9,6 +9,10 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def run_small(root: Path, verdict: str) -> dict[str, Path]:
     """Run the small pipeline in a process of its own; the ``result`` files by task."""

@@ -76,6 +76,7 @@ def test_an_empty_answer_is_an_error() -> None:
         stream_answer(RunSpec(), deployed(server.url), console)
 
 
+@pytest.mark.slow
 def test_a_dead_endpoint_is_an_error() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

@@ -199,7 +199,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(bench: Bench, captured: S
     weights = bench.store.get(f"{context.prefix}/draft/model.safetensors")
     assert hashlib.sha256(weights).hexdigest() == undisturbed.outputs["files"]["model.safetensors"]
     killed = replace(context, key="killed-draft")
-    bench.kill_when("ray_jobs.train", killed, lambda: bool(bench.names(killed, "checkpoints/")))
+    bench.kill_when("ray_jobs.train", killed, lambda: bool(bench.names(killed, "scratch/")))
     assert bench.names(killed, "draft/") == [], "the kill came too late to test anything"
     resumed = bench.finish("ray_jobs.train", killed)
     assert bench.store.get(f"{killed.prefix}/draft/model.safetensors") == weights

@@ -99,8 +99,9 @@ def test_turns_without_room_are_dropped_with_all_after_them(
     enough, short = (answered(loaded_target, CONVERSATIONS[1:2], max_context=size)[0] for size in (room, room - 1))
     assert enough["turns"] == records[1]["turns"][:2]
     assert short["turns"] == records[1]["turns"][:1]
+    assert [message["role"] for message in short["messages"]][-2:] == ["user", "assistant"], "a question is left over"
     nothing = answered(loaded_target, CONVERSATIONS[1:2], max_context=SPEC.max_new_tokens + 2)[0]
-    assert nothing["turns"] == []
+    assert nothing["turns"] == [] and "user" not in {message["role"] for message in nothing["messages"]}
 
 
 def test_progress_ends_at_the_number_of_turns(loaded_target: Target) -> None:

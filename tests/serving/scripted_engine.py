@@ -131,7 +131,7 @@ class ScriptedEngine:
                 reason = "stop"
             elif running.num_sent >= sampling.max_tokens:
                 reason = "length"
-        running.stats.record(self.tokens_per_step - 1, len(tokens) - 1)
+        running.stats.record(self.tokens_per_step - 1, len(tokens) - 1, len(tokens))
         if reason is not None:
             del self._running[running.request.request_id]
         stats = replace(running.stats, accepted_histogram=list(running.stats.accepted_histogram))

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import openai
 import uvicorn
@@ -26,6 +26,7 @@ class Running:
     engine: ScriptedEngine
     service: CompletionService
     port: int
+    clients: list[openai.OpenAI] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -33,8 +34,10 @@ class Running:
         return f"http://127.0.0.1:{self.port}"
 
     def client(self, api_key: str = "none") -> openai.OpenAI:
-        """The real client, without retries, so that every answer is seen."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=20.0)
+        """The real client, without retries, so that every answer is seen; closed with the server."""
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=20.0)
+        self.clients.append(client)
+        return client
 
 
 def make_service(engine: ScriptedEngine, *, max_waiting: int = 4, model_name: str = MODEL) -> CompletionService:
@@ -64,7 +67,12 @@ def serve_scripted(
     thread.start()
     wait_until(lambda: server.started)
     try:
-        yield Running(engine, service, server.servers[0].sockets[0].getsockname()[1])
+        running = Running(engine, service, server.servers[0].sockets[0].getsockname()[1])
+        try:
+            yield running
+        finally:
+            for client in running.clients:
+                client.close()
     finally:
         engine.gate.set()
         server.should_exit = True

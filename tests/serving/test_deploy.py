@@ -36,6 +36,7 @@ def test_a_refused_draft_is_not_deployed_and_no_error(tmp_path: Path) -> None:
     assert isinstance(step.progress, ListProgress) and outputs["reason"] in step.progress.events[-1].note
 
 
+@pytest.mark.slow
 def test_the_child_reports_its_error_as_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(RegistryError, match="needs an MLflow server"):

@@ -382,6 +382,7 @@ def test_a_client_that_leaves_the_queue_frees_its_place() -> None:
     assert len(engine.seen) == 1
 
 
+@pytest.mark.slow
 def test_a_slow_reader_does_not_hold_up_others() -> None:
     engine = ScriptedEngine(max_context=100_000, max_running=2, tokens_per_step=64)
     with serve_scripted(engine) as server:

@@ -111,6 +111,7 @@ def test_answers_are_the_targets_own_while_drafts_come_and_go(
     write_draft(tmp_path / "one", tiny_target_dir, seed=1)
     write_draft(tmp_path / "two", tiny_target_dir, seed=2)
     write_draft(tmp_path / "misfit", tiny_target_dir, seed=3, is_misfit=True)
+    write_draft(tmp_path / "miscalibrated", tiny_target_dir, seed=4, num_temperatures=BLOCK_SIZE - 1)
     source = Promotable(tmp_path, "one")
     config = ReplicaConfig(tiny_spec(tiny_target_dir), num_threads=1, poll_s=0.02)
     replica = start_replica(config, source)
@@ -121,6 +122,8 @@ def test_answers_are_the_targets_own_while_drafts_come_and_go(
         wait_until(lambda: replica.service.info.draft == "two")
         source.champion = "misfit"
         wait_until(lambda: "misfit is refused, keeping two" in caplog.text)
+        source.champion = "miscalibrated"
+        wait_until(lambda: "miscalibrated is refused, keeping two" in caplog.text)
         source.champion = "one"
         wait_until(lambda: replica.service.info.draft == "one")
         assert not all(task.done() for task in asked), "the swaps came too late to test anything"

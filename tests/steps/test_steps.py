@@ -192,6 +192,7 @@ def _fake_report(monkeypatch: pytest.MonkeyPatch) -> None:
 def a_report(context: StepContext) -> StepOutput:
     """Stands for the station's function."""
     CALLS.append(context)
+    context.store.put(f"{context.scratch}/half.txt", b"half")
     if context.spec.name == "failing":
         raise StepError("no ink")
     return StepOutput({"file": "card.md"}, {"n": 2.0})
@@ -218,13 +219,31 @@ def test_a_finished_step_is_not_run_again(store: LocalStore) -> None:
 
 
 @pytest.mark.usefixtures("_fake_report")
+def test_scratch_outlives_all_but_the_commit(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(self: Ledger, result: StepResult) -> StepResult:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Ledger, "commit", killed)
+        execute("report", BASE, store, INPUTS, ListProgress())
+    (context,) = CALLS
+    left = f"{context.scratch}/half.txt"
+    assert [info.key for info in store.list(f"{context.prefix}/")] == [left]
+    execute("report", BASE, store, INPUTS, ListProgress())
+    assert [info.key for info in store.list(f"{context.prefix}/")] == [f"{context.prefix}/result.json"]
+    store.put(left, b"a kill came between commit and clearing")
+    execute("report", BASE, store, INPUTS, ListProgress())
+    assert len(CALLS) == 2 and list(store.list(f"{context.scratch}/")) == []
+
+
+@pytest.mark.usefixtures("_fake_report")
 def test_a_failure_commits_nothing_and_is_reported(store: LocalStore) -> None:
     progress = ListProgress()
     spec = derive(BASE, {"name": "failing"})
     with pytest.raises(StepError, match="no ink"):
         execute("report", spec, store, INPUTS, progress)
     assert [(event.state, event.note) for event in progress.events] == [("started", ""), ("failed", "no ink.")]
-    assert list(store.list("report/")) == []
+    assert Ledger(store).find("report", CALLS[0].key) is None
 
 
 def test_effects_run_every_time(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +252,7 @@ def test_effects_run_every_time(store: LocalStore, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(execute_module, "STATIONS", {**STATIONS, "report": fake})
     one = execute("report", BASE, store, INPUTS, ListProgress())
     assert execute("report", BASE, store, INPUTS, ListProgress()) == one
-    assert len(CALLS) == 2 and list(store.list("report/")) == []
+    assert len(CALLS) == 2 and Ledger(store).find("report", one.key) is None
 
 
 def test_station_functions_exist() -> None:

@@ -43,6 +43,7 @@ def test_a_passing_fault_is_repeated(flaky: ObjectStore, faulty_s3: FaultyS3, fa
     assert _sent(faulty_s3) == ["PUT", "PUT", "GET", "GET"]
 
 
+@pytest.mark.slow
 def test_a_lasting_503_is_told(flaky: ObjectStore, faulty_s3: FaultyS3) -> None:
     faulty_s3.always = UNAVAILABLE
     with pytest.raises(StorageError, match=r"Cannot read s3://bucket/ws/k; got HTTP 503 SlowDown .*, 3 times"):
@@ -152,6 +153,7 @@ def test_missing_bucket_and_wrong_server_are_told_apart(flaky: ObjectStore, faul
 
 # Newer Pythons warn of any fork beside threads, and the server is one; the children touch no lock of the parent's.
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.slow
 def test_forked_children_do_not_share_the_connection(flaky: ObjectStore) -> None:
     flaky.put("parent", b"leaves a connection open")
     fork = multiprocessing.get_context("fork")

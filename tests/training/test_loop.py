@@ -93,11 +93,13 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     inputs = replace(base, prefix="damaged")
     with pytest.raises(Interrupted):
         DraftTrainer(inputs, loaded_target, on_step=interrupt_at(5)).run()
-    newest = "damaged/checkpoints/step-00000004.safetensors"
+    newest = "damaged/scratch/step-00000004.safetensors"
     data = inputs.store.get(newest)
-    for damage in (data[: len(data) // 2], b"", b"not a checkpoint at all"):
+    flipped = bytearray(data)
+    flipped[-100] ^= 1
+    for damage in (data[: len(data) // 2], b"", b"not a checkpoint at all", bytes(flipped)):
         inputs.store.put(newest, damage)
-        found = CheckpointStore(inputs.store, "damaged/checkpoints").latest()
+        found = CheckpointStore(inputs.store, "damaged/scratch").latest()
         assert found is not None and found.step == 2
     assert train(inputs, loaded_target) == uninterrupted
 
@@ -105,11 +107,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
 def test_only_the_newest_checkpoints_stay(base: TrainingInputs, loaded_target: Target) -> None:
     inputs = replace(base, prefix="kept")
     train(inputs, loaded_target)
-    checkpoints = CheckpointStore(inputs.store, "kept/checkpoints")
-    names = [info.key.rsplit("/", 1)[1] for info in inputs.store.list("kept/checkpoints/")]
+    names = [info.key.rsplit("/", 1)[1] for info in inputs.store.list("kept/scratch/")]
     assert names == ["step-00000004.safetensors", "step-00000006.safetensors"]
-    checkpoints.clear()
-    assert checkpoints.latest() is None
 
 
 def test_history_and_progress(base: TrainingInputs, loaded_target: Target) -> None:
@@ -180,7 +179,7 @@ def test_not_a_number_names_the_samples_and_keeps_the_last_checkpoint(loaded_tar
     assert "0-6" in str(caught.value.got), "the third sample of the second shard"
     assert len(str(caught.value.got).split(",")) == 2
     assert done, "the bad sample came first; choose another seed"
-    found = CheckpointStore(inputs.store, "draft/run/checkpoints").latest()
+    found = CheckpointStore(inputs.store, "draft/run/scratch").latest()
     assert found is not None and found.step == done[-1]
     assert all(value.isfinite().all() for value in found.tensors.values())
 
