@@ -231,9 +231,13 @@ class Engine:
         return events
 
     def _admit(self) -> None:
+        later: list[EngineRequest] = []
         while self._waiting and self._slots.has_room:
             request = self._waiting.popleft()
             source, length = self._slots.best_prefix(request.prompt_ids)
+            if self._slots.is_worth_waiting(request.prompt_ids, length):
+                later.append(request)
+                continue
             slot = len(self._slots.running)
             if length and source != slot:
                 self._cache.move(source, slot, length)
@@ -241,6 +245,7 @@ class Engine:
                     self._runner.move(source, slot, length)
             seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(63)
             self._slots.admit(RunningRequest(request, slot, length, np.random.default_rng(seed)))
+        self._waiting.extendleft(reversed(later))
 
     def _propose(self, decoding: Sequence[RunningRequest]) -> tuple[Proposal | None, list[RunningRequest]]:
         if self._runner is None or not self.policy.wants_draft:

@@ -9,6 +9,9 @@ import numpy as np
 
 from draftline.engine.requests import EngineRequest, SpeculationStats
 
+MIN_SHARED_AHEAD = 64
+"""Prompt tokens that another request must be about to compute for a request to wait for them."""
+
 MAX_DRAFT_PAUSE = 16
 GAIN_WEIGHT = 0.2
 MIN_GAIN = 0.25
@@ -89,12 +92,34 @@ class SlotTable:
         is needed. Returns (slot, length), length 0 when below ``minimum``.
         """
         best_slot, best_length = 0, 0
+        prompt = list(prompt_ids)
         for slot, history in enumerate(self._history):
-            length = common_prefix(history, prompt_ids)
+            # Comparing slices is quick; most slots share no more than the best one, and fail here.
+            if history[: best_length + 1] != prompt[: best_length + 1]:
+                continue
+            length = common_prefix(history, prompt)
             if length > best_length:
                 best_slot, best_length = slot, length
         best_length = min(best_length, len(prompt_ids) - 1)
         return (best_slot, best_length) if best_length >= minimum else (0, 0)
+
+    def is_worth_waiting(self, prompt_ids: Sequence[int], cached: int) -> bool:
+        """Whether a running request is about to compute a good part of this prompt's beginning.
+
+        A burst of requests with one system prompt then computes it once and
+        not once each. Waiting ends when the shared part is done, or when the
+        request that computes it leaves.
+
+        Args:
+            prompt_ids: The prompt of a waiting request.
+            cached: How much of it :meth:`best_prefix` finds already.
+        """
+        worth = cached + MIN_SHARED_AHEAD
+        prompt = list(prompt_ids)
+        return len(prompt) > worth and any(
+            request.is_prefilling and list(request.request.prompt_ids[:worth]) == prompt[:worth]
+            for request in self.running
+        )
 
     def admit(self, request: RunningRequest) -> None:
         """Give the next slot to a request (``request.slot`` must be it)."""

@@ -39,6 +39,19 @@ def assert_equal(found: dict[str, Answer], plain: dict[str, Answer]) -> None:
         assert one.logprobs == pytest.approx(plain[name].logprobs, abs=2e-4)
 
 
+def count_rows(target: Target, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of every forward of the target from here on."""
+    rows: list[int] = []
+    forward = target.model.forward
+
+    def counted(batch, cache, taps=()):  # type: ignore[no-untyped-def]
+        rows.append(len(batch.token_ids_N))
+        return forward(batch, cache, taps)
+
+    monkeypatch.setattr(target.model, "forward", counted)
+    return rows
+
+
 @pytest.mark.parametrize("policy", [OffPolicy(), FixedPolicy(), FixedPolicy(2), ThresholdPolicy(0.3)])
 @pytest.mark.parametrize(("slots", "prefill_tokens"), [(1, 512), (3, 9), (8, 20)])
 def test_speculation_changes_no_token(
@@ -132,14 +145,7 @@ def test_a_prompt_with_a_known_beginning_takes_it_over(
     requests = greedy([first, second])
     fresh = {r.request_id: answer(make_engine(loaded_target), [r])[r.request_id] for r in requests}
     engine = make_engine(loaded_target, draft, slots=2)
-    processed: list[int] = []
-    forward = loaded_target.model.forward
-
-    def counted(batch, cache, taps=()):  # type: ignore[no-untyped-def]
-        processed.append(len(batch.token_ids_N))
-        return forward(batch, cache, taps)
-
-    monkeypatch.setattr(loaded_target.model, "forward", counted)
+    processed = count_rows(loaded_target, monkeypatch)
     found = answer(engine, [requests[0]])
     assert processed[0] == len(first)
     processed.clear()
@@ -172,6 +178,64 @@ def test_a_beginning_is_taken_over_from_a_request_that_still_runs(loaded_target:
         gather(engine.step(), answers)
     finish(engine, answers)
     assert_equal(answers, fresh)
+
+
+@pytest.fixture
+def burst(loaded_target: Target) -> list[EngineRequest]:
+    """Requests with one long system prompt, and in their midst one with a prompt of its own."""
+    shared = [token for prompt in questions(loaded_target, 6, seed=3) for token in prompt][:100]
+    assert len(shared) == 100
+    prompts = [
+        (*shared, *range(11, 16)),
+        (*shared, 16, 17),
+        (*questions(loaded_target, 2)[1],),
+        (*shared, 18),
+        (*shared, 19),
+    ]
+    return greedy(prompts, 20)
+
+
+# In chunks of 40 the other three stop waiting once fewer than 64 shared tokens are left, and compute those 60 again.
+@pytest.mark.parametrize(("prefill_tokens", "repeated"), [(512, 0), (40, 3 * 60)])
+def test_a_burst_computes_its_common_beginning_once(
+    loaded_target: Target,
+    draft: DraftModel,
+    burst: list[EngineRequest],
+    monkeypatch: pytest.MonkeyPatch,
+    prefill_tokens: int,
+    repeated: int,
+) -> None:
+    fresh = {r.request_id: answer(make_engine(loaded_target), [r])[r.request_id] for r in burst}
+    engine = make_engine(loaded_target, draft, slots=5, prefill_tokens=prefill_tokens)
+    rows = count_rows(loaded_target, monkeypatch)
+    found = answer(engine, burst)
+    assert_equal(found, fresh)
+    verified = sum(one.stats.num_draft_tokens + one.stats.num_steps for one in found.values())
+    assert sum(rows) == 100 + 5 + 2 + len(burst[2].prompt_ids) + 1 + 1 + repeated + verified
+
+
+def test_one_of_a_burst_does_not_hold_up_others_nor_take_them_along(
+    loaded_target: Target, draft: DraftModel, burst: list[EngineRequest]
+) -> None:
+    fresh = {r.request_id: answer(make_engine(loaded_target), [r])[r.request_id] for r in burst}
+    engine = make_engine(loaded_target, draft, slots=2, prefill_tokens=40)
+    for request in burst:
+        engine.submit(request)
+    answers = gather(engine.step())
+    assert [r.request.request_id for r in engine._slots.running] == ["r0", "r2"], "the stranger waits with the burst"
+    engine.cancel("r0")
+    finish(engine, answers)
+    assert answers.pop("r0").reasons == ["cancelled"]
+    del fresh["r0"]
+    assert_equal(answers, fresh)
+
+
+def test_a_short_beginning_is_not_worth_waiting_for(loaded_target: Target) -> None:
+    engine = make_engine(loaded_target, slots=2)
+    for request in greedy([(*range(11, 41), 1), (*range(11, 41), 2)]):
+        engine.submit(request)
+    engine.step()
+    assert engine.load().num_running == 2
 
 
 @pytest.mark.parametrize("new_draft", [False, True])
