@@ -7,11 +7,13 @@ Shapes that look odd and why (kfp 2.17.3; each is held by a test):
 * The gate's verdict is its only parameter output and unnamed: the local
   runner cannot resolve a condition on a named one.
 * Suites run one at a time (``parallelism=1``): they are timed.
+* Resources given as parameters are registered by hand: inside a condition or a
+  ParallelFor the compiler otherwise refers to inputs that the sub-DAG lacks.
 * KFP's cache is off: the workspace's ledger knows what is done, and stations
   with effects (register, gate, deploy) must always run.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from kfp import dsl, kubernetes
 from kfp.dsl import PipelineTask
@@ -34,23 +36,51 @@ CONFIG_ENV = {
     "s3-endpoint-url": "AWS_ENDPOINT_URL_S3",
     "s3-region": "AWS_DEFAULT_REGION",
 }
-"""Keys of the config map and the variables that steps read."""
+"""Keys of the config map and the variables that every step reads."""
 
-SECRET_ENV = {"accesskey": "AWS_ACCESS_KEY_ID", "secretkey": "AWS_SECRET_ACCESS_KEY"}
+RAY_ENV = {"ray-address": "RAY_ADDRESS"}
+"""The config map's key for the deploy step alone: a heavy step computes in its own pod, with what it asked for."""
+
+S3_SECRET_ENV = {"accesskey": "AWS_ACCESS_KEY_ID", "secretkey": "AWS_SECRET_ACCESS_KEY"}
 """Keys of the secret (as KFP's own object-store secret names them) and the variables that boto3 reads."""
 
+MLFLOW_SECRET_ENV = {
+    "username": "MLFLOW_TRACKING_USERNAME",
+    "password": "MLFLOW_TRACKING_PASSWORD",
+    "token": "MLFLOW_TRACKING_TOKEN",
+}
+"""Keys of the secret and the variables that MLflow's client reads; a user with a password, or a token."""
 
-def _read_environment(task: PipelineTask, config_map: str, s3_secret: str) -> None:
-    """Give a step the cluster's addresses and credentials, as far as they exist."""
-    kubernetes.use_config_map_as_env(task, config_map_name=config_map, config_map_key_to_env=CONFIG_ENV, optional=True)
-    kubernetes.use_secret_as_env(task, secret_name=s3_secret, secret_key_to_env=SECRET_ENV, optional=True)
+HF_SECRET_ENV = {"token": "HF_TOKEN"}
+"""Key of the secret and the variable that the Hugging Face hub's client reads."""
 
 
-def _request(tasks: Iterable[PipelineTask], cpu: str, memory: str, gpu_type: str, gpu_count: str) -> None:
-    """Ask for a heavy step's resources and room for Ray's shared-memory object store."""
+def _read_config_map(tasks: Iterable[PipelineTask], name: str, key_to_env: Mapping[str, str]) -> None:
+    """Give steps the cluster's addresses, as far as the config map exists and has them."""
+    for task in tasks:
+        kubernetes.use_config_map_as_env(
+            task, config_map_name=name, config_map_key_to_env=dict(key_to_env), optional=True
+        )
+
+
+def _read_secret(tasks: Iterable[PipelineTask], name: str, key_to_env: Mapping[str, str]) -> None:
+    """Give steps credentials, as far as the secret exists and has them."""
+    for task in tasks:
+        kubernetes.use_secret_as_env(task, secret_name=name, secret_key_to_env=dict(key_to_env), optional=True)
+
+
+def _request(tasks: Iterable[PipelineTask], cpu: str, memory: str) -> None:
+    """Ask for CPUs and memory and be held to them."""
     for task in tasks:
         task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
+        task.register_pipeline_channels([cpu, memory])
+
+
+def _accelerate(tasks: Iterable[PipelineTask], gpu_type: str, gpu_count: str) -> None:
+    """Ask for a heavy step's accelerators and room for Ray's shared-memory object store."""
+    for task in tasks:
         task.set_accelerator_type(gpu_type).set_accelerator_limit(gpu_count)
+        task.register_pipeline_channels([gpu_type, gpu_count])
         kubernetes.empty_dir_mount(task, volume_name="shm", mount_path="/dev/shm", medium="Memory")
 
 
@@ -65,6 +95,10 @@ def train_draft(
     image: str = DEFAULT_IMAGE,
     config_map: str = "draftline",
     s3_secret: str = "draftline-s3",
+    mlflow_secret: str = "draftline-mlflow",
+    hf_secret: str = "draftline-hf",
+    light_cpu: str = "1",
+    light_memory: str = "4Gi",
     target_cpu: str = "8",
     target_memory: str = "32Gi",
     train_cpu: str = "8",
@@ -79,8 +113,12 @@ def train_draft(
         workspace: URI of the workspace, ``s3://bucket/prefix``.
         suites: Evaluation suites, those of the spec.
         image: Image of every step.
-        config_map: ConfigMap with mlflow-tracking-uri, s3-endpoint-url and s3-region.
+        config_map: ConfigMap with mlflow-tracking-uri, s3-endpoint-url, s3-region and ray-address.
         s3_secret: Secret with accesskey and secretkey; may be missing where pods have an identity.
+        mlflow_secret: Secret with username and password, or token; may be missing where MLflow asks for none.
+        hf_secret: Secret with token, for a target that the Hugging Face hub guards; may be missing.
+        light_cpu: CPUs of each step that neither runs the target nor trains.
+        light_memory: Memory of each such step.
         target_cpu: CPUs of each step that runs the target.
         target_memory: Memory of each step that runs the target.
         train_cpu: CPUs of the training step.
@@ -116,11 +154,16 @@ def train_draft(
 
     on_target = [responses_task, hidden_states_task, calibration_task, evaluation_task]
     light = [prompts_task, tokens_task, report_task, register_task, gate_task, deploy_task]
-    for task in [*on_target, draft_task, *light]:
+    every = [*on_target, draft_task, *light]
+    for task in every:
         task.set_caching_options(False)
         task.set_container_image(image)
-        _read_environment(task, config_map, s3_secret)
-    _request(on_target, target_cpu, target_memory, gpu_type, gpu_count)
-    _request([draft_task], train_cpu, train_memory, gpu_type, gpu_count)
-    for task in light:
-        task.set_cpu_request("1").set_memory_request("2Gi").set_memory_limit("4Gi")
+    _read_config_map(every, config_map, CONFIG_ENV)
+    _read_config_map([deploy_task], config_map, RAY_ENV)
+    _read_secret(every, s3_secret, S3_SECRET_ENV)
+    _read_secret(every, mlflow_secret, MLFLOW_SECRET_ENV)
+    _read_secret(every, hf_secret, HF_SECRET_ENV)
+    _request(on_target, target_cpu, target_memory)
+    _request([draft_task], train_cpu, train_memory)
+    _request(light, light_cpu, light_memory)
+    _accelerate([*on_target, draft_task], gpu_type, gpu_count)
