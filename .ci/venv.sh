@@ -16,8 +16,13 @@ find_python() {
             return
         fi
     done
-    echo "error: no Python 3.11 or 3.12 found (looked for: ${PYTHON:-python3.11, python3.12, python3})." \
-        "Install one (apt-get install python3.11) or name it: make setup PYTHON=/path/to/python3.11" >&2
+    cat >&2 <<END
+error: no Python 3.11 or 3.12 found (looked for: ${PYTHON:-python3.11, python3.12, python3}). Install one:
+  Debian 12      sudo apt-get install python3.11 python3.11-venv
+  Ubuntu 24.04   sudo apt-get install python3.12 python3.12-venv
+  elsewhere      (Debian 13 packages 3.13 alone) uv python install 3.12, with uv from https://docs.astral.sh/uv; or pyenv
+Then start again. A Python that is not on the path has to be named: make setup PYTHON="\$(uv python find --system 3.12)"
+END
     return 1
 }
 
