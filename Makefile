@@ -9,9 +9,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# PyTorch's wheels without CUDA, only ever named in a hint; which index is asked is the user's choice.
+TORCH_CPU_INDEX_URL := https://download.pytorch.org/whl/cpu
 
 #: PYTHON           the Python that .venv is made with; by default the first of python3.11, python3.12, python3
-#: TORCH_INDEX_URL  an additional package index to take torch from, such as PyTorch's own for CPU builds
+#: TORCH_INDEX_URL  an additional package index to take torch from; for CPUs alone https://download.pytorch.org/whl/cpu
 #: DEMO_EXIT=1      demo: stop at the end instead of serving until Ctrl-C
 #: WORKSPACE=URI    demo: where every artefact lives, a directory or s3://bucket/prefix
 #: PROMPTS=FILE     demo: your own prompts (JSONL) instead of the shipped support desk
@@ -38,6 +40,8 @@ setup: $(STAMP) ## Create .venv and install Draftline with everything it needs (
 # -qq: pip repeats the same warning for each of 200 packages where an index lacks them; errors are still shown.
 $(STAMP): pyproject.toml constraints.txt
 	@PYTHON="$(PYTHON)" .ci/venv.sh $(VENV)
+	@if [ -z "$(TORCH_INDEX_URL)" ] && ! command -v nvidia-smi >/dev/null; then \
+		echo "Hint: no GPU found; to leave CUDA packages out, stop and run: make setup TORCH_INDEX_URL=$(TORCH_CPU_INDEX_URL)"; fi
 	@echo "Installing into $(VENV): 1 of 3, PyTorch"
 	@$(PIP) install -qq -c constraints.txt $(if $(TORCH_INDEX_URL),--extra-index-url "$(TORCH_INDEX_URL)") torch
 	@echo "Installing into $(VENV): 2 of 3, Draftline and the packages it builds on (the longest, a few minutes)"
