@@ -6,6 +6,7 @@ runner otherwise. Components call nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -20,6 +21,7 @@ from draftline.spec import RunSpec, load_spec, parse_spec
 from draftline.steps import StepResult
 from draftline.steps.execute import execute
 from draftline.storage import ObjectStore, open_store
+from draftline.storage.files import translated
 from draftline.storage.uri import parse_uri
 
 FAILURE_ENV = "DRAFTLINE_FAILURE"
@@ -85,13 +87,14 @@ def run_station(
         spec = read_spec(spec_uri)
         store = open_store(workspace)
         outcome = execute(station, spec, store, read_inputs(inputs), progress_from_environment(), item=item)
-        Path(result.path).write_text(outcome.to_json(), encoding="utf-8")
-        result.metadata.update(summarise(outcome))
-        if metrics is not None:
-            write_metrics(outcome, metrics)
-        for name, target in (("card.md", card), ("report.html", page)):
-            if target is not None:
-                copy_page(outcome, store, name, target)
+        with translated(f"Cannot write the artifacts of {station}"):
+            Path(result.path).write_text(outcome.to_json(), encoding="utf-8")
+            result.metadata.update(summarise(outcome))
+            if metrics is not None:
+                write_metrics(outcome, metrics)
+            for name, target in (("card.md", card), ("report.html", page)):
+                if target is not None:
+                    copy_page(outcome, store, name, target)
     except Exception as error:
         # The process boundary: kfp.local would tell its parent no more than that the step failed.
         record_failure(error, f"{station}:{item}" if item else station, os.environ)
@@ -171,8 +174,21 @@ def record_failure(error: Exception, label: str, environ: Mapping[str, str]) -> 
         "is_expected": is_expected,
     }
     try:
-        with open(path, "x", encoding="utf-8") as handle:
+        handle = open(path, "x", encoding="utf-8")  # noqa: SIM115 (closed below)
+    except OSError:
+        # An earlier failure, or no room for a name, must not hide the error at hand.
+        _print_traceback()
+        return
+    try:
+        with handle:
             json.dump(document, handle)
     except OSError:
-        # A full disk or an earlier failure must not hide the error at hand.
+        # A full disk: half a document would be taken for the whole one.
+        Path(path).unlink(missing_ok=True)
+        _print_traceback()
+
+
+def _print_traceback() -> None:
+    # The log is probably on the same full disk.
+    with contextlib.suppress(OSError):
         traceback.print_exc(file=sys.stderr)

@@ -1,6 +1,7 @@
 """Launch a heavy station as a job on Ray, from a process that never imports ray.
 
 The contract is files: ``request.json`` in, ``result.json`` out, exit code 0.
+A job that cannot write its result for want of space says so by its exit code.
 Locally the job is a child process that connects to ``RAY_ADDRESS`` (or starts
 a Ray of its own when that is unset, as in a single pod). Its output is
 streamed through; its last error comes back as the same exception.
@@ -8,6 +9,7 @@ streamed through; its last error comes back as the same exception.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -19,12 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from draftline import errors
-from draftline.errors import DraftlineError, StepError
+from draftline.errors import DraftlineError, NoSpace, StepError
 from draftline.progress import JsonlProgress, LineProgress, Progress
 from draftline.spec import dump_spec, parse_spec
 from draftline.steps.context import StepContext, StepOutput
 from draftline.steps.ledger import StepResult
 from draftline.storage import open_store
+from draftline.storage.files import translated
 
 if TYPE_CHECKING:
     from draftline.steps.stations import Station
@@ -44,31 +47,21 @@ def run_job(station: Station, context: StepContext) -> StepOutput:
 
     Raises:
         DraftlineError: the error that the job reported.
+        NoSpace: the disk that holds request and result is full.
         StepError: the job died without reporting one.
     """
     module = station.run.partition(":")[0]
-    with tempfile.TemporaryDirectory(prefix="draftline-job-") as folder:
+    what = f"Cannot hand station {context.label!r} to its job"
+    with translated(what):
+        temporary = tempfile.TemporaryDirectory(prefix="draftline-job-")
+    with temporary as folder:
         request, result = Path(folder, "request.json"), Path(folder, "result.json")
-        request.write_text(
-            json.dumps(
-                {
-                    "station": context.station,
-                    "key": context.key,
-                    "item": context.item,
-                    "workspace": context.store.uri,
-                    "spec": dump_spec(context.spec),
-                    "inputs": {name: value.to_json() for name, value in context.inputs.items()},
-                }
-            )
-        )
+        with translated(what):
+            request.write_text(_request(context))
         command = [sys.executable, "-m", module, str(request), str(result)]
         completed = subprocess.run(command, env={**os.environ, "PYTHONUNBUFFERED": "1"}, check=False)
         if not result.exists():
-            raise StepError(
-                f"the job of station {context.label!r} died without a result",
-                got=f"exit code {completed.returncode}",
-                remedy="Read its log above; start the same run again and it continues where it stopped",
-            )
+            raise _died(context.label, completed.returncode, folder)
         document = json.loads(result.read_text())
     if "error" in document:
         raise _revive(document["error"])
@@ -89,8 +82,30 @@ def read_request(path: Path) -> StepContext:
     )
 
 
+def report_result(path: Path, outcome: StepOutput | DraftlineError) -> int:
+    """Write ``result.json`` and return the exit code with which the job must end.
+
+    A full disk takes no result: then the exit code alone says so, and the
+    log takes what the result would have been if it was an error.
+    """
+    try:
+        write_result(path, outcome)
+    except NoSpace as error:
+        # The log may be on the same disk.
+        with contextlib.suppress(OSError):
+            if isinstance(outcome, DraftlineError):
+                print(outcome, file=sys.stderr)
+            print(error, file=sys.stderr, flush=True)
+        return error.exit_code
+    return outcome.exit_code if isinstance(outcome, DraftlineError) else 0
+
+
 def write_result(path: Path, outcome: StepOutput | DraftlineError) -> None:
-    """Write ``result.json`` atomically: an output or an error."""
+    """Write ``result.json`` atomically: an output or an error.
+
+    Raises:
+        NoSpace, StorageError: it cannot be written.
+    """
     if isinstance(outcome, StepOutput):
         document: dict[str, object] = asdict(outcome)
     else:
@@ -104,8 +119,36 @@ def write_result(path: Path, outcome: StepOutput | DraftlineError) -> None:
             }
         }
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(document))
-    temporary.replace(path)
+    with translated(f"Cannot write {path}"):
+        temporary.write_text(json.dumps(document))
+        temporary.replace(path)
+
+
+def _request(context: StepContext) -> str:
+    return json.dumps(
+        {
+            "station": context.station,
+            "key": context.key,
+            "item": context.item,
+            "workspace": context.store.uri,
+            "spec": dump_spec(context.spec),
+            "inputs": {name: value.to_json() for name, value in context.inputs.items()},
+        }
+    )
+
+
+def _died(label: str, exit_code: int, folder: str) -> DraftlineError:
+    if exit_code == NoSpace.exit_code:
+        return NoSpace(
+            f"the job of station {label!r} could not write its result",
+            got=f"a full disk at {folder}",
+            remedy="Free some space; start the same run again and it continues where it stopped",
+        )
+    return StepError(
+        f"the job of station {label!r} died without a result",
+        got=f"exit code {exit_code}",
+        remedy="Read its log above; start the same run again and it continues where it stopped",
+    )
 
 
 def _revive(error: Mapping[str, str | None]) -> DraftlineError:

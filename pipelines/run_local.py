@@ -6,6 +6,7 @@ process follows the events file, draws, and turns the outcome into values.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -20,10 +21,11 @@ import psutil
 from rich.console import Console
 
 from components.runtime import FAILURE_ENV
-from draftline.errors import DraftlineError, StepError, StorageError
+from draftline.errors import DraftlineError, NoSpace, StepError, StorageError
 from draftline.jobs import EVENTS_ENV
 from draftline.spec import RunSpec
 from draftline.steps import STATIONS, StepResult
+from draftline.storage.files import translated
 from pipelines.embedded.processes import end
 from pipelines.events import EventFollower, RunProgress, run_labels
 from pipelines.interrupts import ignore_interrupts
@@ -31,6 +33,7 @@ from pipelines.local_child import GRACE_S
 from pipelines.progress_view import open_view
 
 POLL_S = 0.25
+_PROBE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -115,12 +118,16 @@ def run_local(run: LocalRun, console: Console) -> dict[str, StepResult]:
     Raises:
         RunFailed: a step failed.
         StepError: the pipeline's process died.
+        StorageError: the run's own files cannot be written; NoSpace where the disk is full.
     """
     progress = RunProgress.for_run(run_labels(run.spec.evaluation.suites, STATIONS), time.time())
     follower = EventFollower(run.events)
     # kfp leaves a temporary directory per step; here they all lie in one that goes at the end.
-    with tempfile.TemporaryDirectory(prefix="draftline-run-", ignore_cleanup_errors=True) as scratch:
-        child = _start(run, scratch)
+    with translated("Cannot create a temporary directory for the run"):
+        temporary = tempfile.TemporaryDirectory(prefix="draftline-run-", ignore_cleanup_errors=True)
+    with temporary as scratch:
+        with translated(f"Cannot start the run in {run.folder}"):
+            child = _start(run, scratch)
         try:
             with open_view(console, progress) as view:
                 while child.poll() is None:
@@ -134,7 +141,7 @@ def run_local(run: LocalRun, console: Console) -> dict[str, StepResult]:
         finally:
             _stop(child)
     if child.returncode != 0:
-        raise _failure(run, progress, child.returncode)
+        raise explain_failure(run, progress, child.returncode)
     return collect_results(run.artifacts)
 
 
@@ -145,6 +152,26 @@ def collect_results(artifacts: Path) -> dict[str, StepResult]:
         found = StepResult.from_json(path.read_bytes(), origin=str(path))
         results[f"{found.station}:{found.item}" if found.item else found.station] = found
     return results
+
+
+def explain_failure(run: LocalRun, progress: RunProgress, return_code: int) -> DraftlineError:
+    """The error of a pipeline that ended without success, from whatever it could leave behind.
+
+    Args:
+        run: Its folder may hold the failed step's own error.
+        progress: What was heard of it.
+        return_code: Of its process; negative for a signal.
+    """
+    told = _read_failure(run.failure)
+    if told is not None:
+        return RunFailed(told[0], exit_code=told[1], log=run.log)
+    unfinished = [line.label for line in progress.stations.values() if line.state in ("running", "failed")]
+    how = f"by signal {-return_code}" if return_code < 0 else f"exit code {return_code}"
+    what = f"step {unfinished[-1]} died" if unfinished else "the pipeline died before its first step"
+    again = "start the same command again to continue where it stopped"
+    if _is_full(run.folder):
+        return NoSpace(what, got=f"{how} and a full disk at {run.folder}", remedy=f"Free some space, then {again}")
+    return StepError(what, got=how, remedy=f"The log is {run.log}; {again}")
 
 
 def _start(run: LocalRun, scratch: str) -> subprocess.Popen[bytes]:
@@ -212,16 +239,28 @@ def _members(group: int) -> list[psutil.Process]:
     return [process for process in found.values() if process.is_running()]
 
 
-def _failure(run: LocalRun, progress: RunProgress, return_code: int) -> DraftlineError:
-    if run.failure.exists():
-        document = json.loads(run.failure.read_text(encoding="utf-8"))
-        message = f"step {document['step']} failed: {document['message']}"
-        return RunFailed(message, exit_code=int(document["exit_code"]), log=run.log)
-    unfinished = [line.label for line in progress.stations.values() if line.state in ("running", "failed")]
-    how = f"by signal {-return_code}" if return_code < 0 else f"exit code {return_code}"
-    what = f"step {unfinished[-1]} died" if unfinished else "the pipeline died before its first step"
-    return StepError(
-        what,
-        got=how,
-        remedy=f"The log is {run.log}; start the same command again to continue where it stopped",
-    )
+def _read_failure(path: Path) -> tuple[str, int] | None:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return f"step {document['step']} failed: {document['message']}", int(document["exit_code"])
+    except (OSError, ValueError, KeyError, TypeError):
+        # Absent, or cut off by a full disk or a kill.
+        return None
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether the disk takes no more: the one thing that also keeps a step from saying what is wrong."""
+    probe = folder / "space-probe"
+    try:
+        with translated(f"Cannot write {probe}"), open(probe, "wb") as handle:
+            handle.write(bytes(_PROBE_BYTES))
+            handle.flush()
+            os.fsync(handle.fileno())
+    except NoSpace:
+        return True
+    except StorageError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+    return False

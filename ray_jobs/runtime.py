@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 
 from draftline.errors import DraftlineError, StepError
-from draftline.jobs import read_request, write_result
+from draftline.jobs import read_request, report_result
 from draftline.steps import StepContext, StepOutput
 from draftline.target.allocator import ALLOCATOR_ENV
 
@@ -39,8 +39,7 @@ def main(run: Callable[[StepContext], StepOutput]) -> None:
         if not isinstance(cause, DraftlineError):
             raise
         outcome = cause
-    write_result(result, outcome)
-    sys.exit(outcome.exit_code if isinstance(outcome, DraftlineError) else 0)
+    sys.exit(report_result(result, outcome))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ bytes; a directory below the user's home would not do.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -58,7 +59,7 @@ def find_temp_dirs(home: Path) -> list[Path]:
 
 
 def retire_temp_dir(path: Path, signature: str | None, logs_dir: Path) -> bool:
-    """Keep Ray's own logs, then remove the directory.
+    """Keep Ray's own logs as far as they can be copied, then remove the directory.
 
     A directory that does not carry this platform's signature was not made by
     it and is left alone.
@@ -78,7 +79,9 @@ def retire_temp_dir(path: Path, signature: str | None, logs_dir: Path) -> bool:
     if session_logs:
         kept = logs_dir / "ray-session"
         shutil.rmtree(kept, ignore_errors=True)
-        shutil.copytree(session_logs[-1], kept, symlinks=True, ignore_dangling_symlinks=True, dirs_exist_ok=True)
+        # The copy is a courtesy: a full disk must not keep the platform from being cleaned up.
+        with contextlib.suppress(OSError):
+            shutil.copytree(session_logs[-1], kept, symlinks=True, ignore_dangling_symlinks=True, dirs_exist_ok=True)
     shutil.rmtree(path, ignore_errors=True)
     return not path.exists()
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +22,12 @@ from components.runtime import (
     summarise,
     write_metrics,
 )
-from draftline.errors import FormatError, InputError, SpecError
+from draftline.errors import FormatError, InputError, NoSpace, SpecError
 from draftline.jobs import EVENTS_ENV
 from draftline.spec import RunSpec, derive, dump_spec
 from draftline.steps import StepResult
 from draftline.storage import open_store
+from tests.full_disk import full_disk
 
 
 @dataclass
@@ -97,6 +101,34 @@ def test_unexpected_failure_names_its_type(tmp_path: Path) -> None:
         "exit_code": 1,
         "is_expected": False,
     }
+
+
+class FullStream(io.StringIO):
+    """A log on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+
+def test_a_full_disk_leaves_no_half_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failure = tmp_path / "failure.json"
+    monkeypatch.setattr(sys, "stderr", FullStream())
+    with full_disk(10):
+        record_failure(NoSpace("Cannot write it"), "tokens", {FAILURE_ENV: str(failure)})
+    assert not failure.exists()
+    record_failure(NoSpace("Cannot write it"), "tokens", {FAILURE_ENV: str(failure)})
+    # The second failure has nowhere to go, not even to the log.
+    record_failure(ValueError("later"), "cache", {FAILURE_ENV: str(failure)})
+    assert json.loads(failure.read_text())["exit_code"] == NoSpace.exit_code
+
+
+def test_artifacts_that_find_no_room_are_no_space(
+    spec_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = str(tmp_path / "workspace")
+    run_station("prompts", str(spec_file), workspace, {}, result=FakeArtifact(str(tmp_path / "result")))
+    with full_disk(10), pytest.raises(NoSpace, match="the artifacts of prompts"):
+        run_station("prompts", str(spec_file), workspace, {}, result=FakeArtifact(str(tmp_path / "again")))
 
 
 def test_reads_the_spec_from_a_path_and_a_file_uri(spec_file: Path) -> None:

@@ -10,20 +10,22 @@ from pathlib import Path
 import pytest
 
 from draftline import jobs
-from draftline.errors import InputError, StepError
-from draftline.jobs import progress_from_environment, read_request, run_job, write_result
+from draftline.errors import InputError, NoSpace, StepError
+from draftline.jobs import progress_from_environment, read_request, report_result, run_job, write_result
 from draftline.progress import JsonlProgress, LineProgress
 from draftline.spec import RunSpec, derive
 from draftline.steps.context import StepContext, StepOutput
 from draftline.steps.ledger import StepResult
 from draftline.steps.stations import STATIONS, Station
 from draftline.storage.local import LocalStore
+from tests.full_disk import full_disk
 
 JOB = """
+import resource
 import sys
 from pathlib import Path
 from draftline.errors import InputError
-from draftline.jobs import read_request, write_result
+from draftline.jobs import read_request, report_result, write_result
 from draftline.steps.context import StepOutput
 context = read_request(Path(sys.argv[1]))
 if context.item == "die":
@@ -31,6 +33,9 @@ if context.item == "die":
 if context.item == "fail":
     write_result(Path(sys.argv[2]), InputError("bad data", got=3, expected="more", remedy="Give more"))
     sys.exit(3)
+if context.item == "full":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+    sys.exit(report_result(Path(sys.argv[2]), InputError("bad data")))
 prompts = dict(context.inputs["prompts"].outputs)
 facts = [context.station, context.key, context.item, context.spec.name, context.store.uri, prompts]
 write_result(Path(sys.argv[2]), StepOutput({"facts": facts}, {"n": 1.5}))
@@ -68,6 +73,28 @@ def test_the_jobs_own_error_comes_back(station: Station, tmp_path: Path) -> None
 def test_a_job_that_dies_is_a_step_error(station: Station, tmp_path: Path) -> None:
     with pytest.raises(StepError, match="died without a result; got exit code 9"):
         run_job(station, context(tmp_path, "die"))
+
+
+def test_a_job_whose_disk_is_full_is_no_space(station: Station, tmp_path: Path) -> None:
+    with pytest.raises(NoSpace, match=r"could not write its result; got a full disk at .*Free some space"):
+        run_job(station, context(tmp_path, "full"))
+
+
+def test_a_request_that_finds_no_room_is_no_space(tmp_path: Path) -> None:
+    with full_disk(10), pytest.raises(NoSpace, match="Cannot hand station 'responses' to its job"):
+        run_job(STATIONS["responses"], context(tmp_path))
+
+
+def test_the_exit_code_tells_what_the_result_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = tmp_path / "result.json"
+    with full_disk(10):
+        assert report_result(result, StepOutput({"a": 1})) == NoSpace.exit_code
+        assert report_result(result, InputError("bad data")) == NoSpace.exit_code
+    assert not result.exists()
+    assert "bad data" in capsys.readouterr().err
+    assert report_result(result, InputError("bad data")) == InputError.exit_code
+    assert report_result(result, StepOutput({"a": 1})) == 0
+    assert json.loads(result.read_text())["outputs"] == {"a": 1}
 
 
 def test_requests_read_back_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,18 @@
-"""How many logical CPUs a job reserves."""
+"""How many logical CPUs a job reserves, and how it ends."""
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
 import pytest
 
+from draftline.errors import NoSpace
+from draftline.steps import StepOutput
+from ray_jobs import runtime
 from ray_jobs.runtime import cpu_share
+from tests.full_disk import full_disk
 
 
 @pytest.mark.parametrize(
@@ -28,3 +36,14 @@ def test_a_worker_reserves_its_threads_or_its_share(
     share = cpu_share(threads, free_cpus, workers)
     assert share == expected
     assert share * workers <= free_cpus
+
+
+def test_a_result_that_finds_no_room_is_told_by_the_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runtime, "ray_session", nullcontext)
+    monkeypatch.setattr(runtime, "read_request", lambda path: path)
+    monkeypatch.setattr(sys, "argv", ["job", str(tmp_path / "request.json"), str(tmp_path / "result.json")])
+    with full_disk(10), pytest.raises(SystemExit) as ended:
+        runtime.main(lambda context: StepOutput({"a": 1}))
+    assert ended.value.code == NoSpace.exit_code

@@ -150,6 +150,15 @@ def test_a_temp_dir_is_removed_by_its_platform_alone_and_its_logs_stay(tmp_path:
     assert not retire_temp_dir(path, "mine", logs)
 
 
+def test_a_temp_dir_goes_though_its_logs_cannot_be_kept(tmp_path: Path) -> None:
+    path, logs = tmp_path / "dl-1", tmp_path / "logs"
+    create_temp_dir(path, "mine")
+    (path / "session_1" / "logs").mkdir(parents=True)
+    logs.write_text("a file where a folder must be")
+    assert retire_temp_dir(path, "mine", logs)
+    assert not path.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
