@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,9 @@ from draftline.target.fingerprint import target_fingerprint
 
 MIN_FREE_BYTES = 4 * 1024**3
 """The demo writes 2.2 GiB, most of it hidden states; the rest is room for Ray and for temporary files."""
+
+MIN_RESTART_FREE_BYTES = 512 * 1024**2
+"""What a run needs to be started again, however much of it is done."""
 
 RUN_ID_LENGTH = 12
 
@@ -98,8 +103,10 @@ def prepare(spec: RunSpec, home: Path) -> PreparedRun:
     source_digest(spec.prompts)
     target_fingerprint(spec.target)
     place = parse_uri(spec.workspace)
-    for folder in [home, place] if isinstance(place, Path) else [home]:
-        check_free_space(folder, MIN_FREE_BYTES)
+    folders = [home, place] if isinstance(place, Path) else [home]
+    begun = any((folder / "runs" / _run_id(dump_spec(spec))).is_dir() for folder in folders)
+    for folder in folders:
+        check_free_space(folder, MIN_FREE_BYTES, done=folders if begun else [])
     store = open_store(spec.workspace, create=True)
     store.check()
     return store_spec(spec, store)
@@ -108,22 +115,31 @@ def prepare(spec: RunSpec, home: Path) -> PreparedRun:
 def store_spec(spec: RunSpec, store: ObjectStore) -> PreparedRun:
     """Store the resolved spec under ``runs/<run id>/spec.yaml``; storing it again changes nothing."""
     text = dump_spec(spec)
-    run_id = hashlib.sha256(text.encode()).hexdigest()[:RUN_ID_LENGTH]
+    run_id = _run_id(text)
     key = f"runs/{run_id}/spec.yaml"
     store.put(key, text.encode())
     return PreparedRun(spec, join_uri(spec.workspace, key), run_id)
 
 
-def check_free_space(folder: Path, needed_bytes: int) -> None:
+def check_free_space(folder: Path, needed_bytes: int, *, done: Sequence[Path] = ()) -> None:
     """Check the disk that holds a folder, which need not exist yet.
 
+    Args:
+        folder: Where is written.
+        needed_bytes: For all of the work.
+        done: Folders of work begun before: what they hold on that disk is not
+            needed again, down to :data:`MIN_RESTART_FREE_BYTES`.
+
     Raises:
-        NoSpace: less than ``needed_bytes`` are free.
+        NoSpace: too little is free.
     """
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
     free_bytes = shutil.disk_usage(existing).free
+    if done and free_bytes < needed_bytes:
+        remaining_bytes = needed_bytes - _held_bytes(done, existing.stat().st_dev)
+        needed_bytes = min(needed_bytes, max(remaining_bytes, MIN_RESTART_FREE_BYTES))
     if free_bytes < needed_bytes:
         raise NoSpace(
             f"too little free space for {folder}",
@@ -131,3 +147,22 @@ def check_free_space(folder: Path, needed_bytes: int) -> None:
             expected=f"at least {needed_bytes / 1024**3:.1f} GiB",
             remedy="Free some, or choose another disk with --workspace and --home",
         )
+
+
+def _run_id(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:RUN_ID_LENGTH]
+
+
+def _held_bytes(folders: Sequence[Path], device: int) -> int:
+    """Allocated bytes below folders on one disk; what is below two of them, or linked twice, counts once."""
+    sizes_bytes: dict[int, int] = {}
+    for folder in folders:
+        for directory, _, names in os.walk(folder):
+            for name in names:
+                try:
+                    status = os.lstat(os.path.join(directory, name))
+                except OSError:
+                    continue
+                if status.st_dev == device:
+                    sizes_bytes[status.st_ino] = status.st_blocks * 512
+    return sum(sizes_bytes.values())
