@@ -13,10 +13,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from draftline.errors import SpecError
+from draftline.storage.uri import parse_uri
+
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
-URI_SCHEMES = ("file", "s3")
 BUILTIN_WORKLOADS = ("support-desk",)
 SUITES = (
     "held-out",
@@ -403,12 +405,12 @@ class RunSpec(Part):
 
     @field_validator("workspace")
     @classmethod
-    def _known_scheme(cls, workspace: str) -> str:
-        scheme, separator, rest = workspace.partition("://")
-        if not workspace or (separator and (scheme not in URI_SCHEMES or not rest.strip("/"))):
-            raise ValueError(
-                f"workspace={workspace!r} is not usable; write a directory, file:///dir or s3://bucket/prefix"
-            )
+    def _names_a_place(cls, workspace: str) -> str:
+        try:
+            parse_uri(workspace)
+        except SpecError as error:
+            advice = [f"expected {error.expected}" if error.expected else "", error.remedy or ""]
+            raise ValueError("; ".join(filter(None, [f"not usable: {error.what}", *advice]))) from None
         return workspace
 
     @model_validator(mode="after")

@@ -13,10 +13,11 @@ from minio.commonconfig import ENABLED, Filter
 from minio.error import InvalidResponseError, S3Error, ServerError
 from minio.lifecycleconfig import AbortIncompleteMultipartUpload, LifecycleConfig, Rule
 
-from draftline.errors import AccessDenied, StorageError
+from draftline.errors import AccessDenied, SpecError, StorageError
 from draftline.storage.s3_client import S3Config, build_client
 from draftline.storage.s3_errors import from_code, to_storage_error, unreachable
 
+_DENIED = (401, 403)
 _ABANDONED_UPLOAD_DAYS = 7
 _READ_TIMEOUT_S = 20.0
 
@@ -25,7 +26,9 @@ def ensure_bucket(config: S3Config, session: boto3.session.Session) -> bool:
     """Create the bucket unless it exists.
 
     A bucket made here also gets a rule that drops the parts of uploads
-    nobody finished after 7 days; a bucket found is left as it is.
+    nobody finished after 7 days; a bucket found is left as it is. So is one
+    that the account may not look at: it may still read and write in it, which
+    :meth:`draftline.storage.base.ObjectStore.check` finds out.
 
     Args:
         config: The store.
@@ -35,12 +38,13 @@ def ensure_bucket(config: S3Config, session: boto3.session.Session) -> bool:
         Whether the bucket was created.
 
     Raises:
+        SpecError: no bucket of that name can be made.
         AccessDenied, StoreUnreachable, NoSpace, StorageError: with a remedy.
     """
     what = f"Cannot create the bucket {config.bucket!r}"
     client = _minio_client(config, session, what)
     try:
-        if client.bucket_exists(config.bucket):
+        if _may_exist(client, config.bucket):
             return False
         client.make_bucket(config.bucket)
         client.set_bucket_lifecycle(config.bucket, _house_rules())
@@ -57,7 +61,20 @@ def ensure_bucket(config: S3Config, session: boto3.session.Session) -> bool:
         # MaxRetryError wraps the error that tells.
         reason = getattr(error, "reason", None) or error
         raise unreachable(what, config.where, str(reason).rpartition(": ")[2]) from error
+    except ValueError as error:
+        # The client's rules for names, stricter for a new bucket than for one that exists.
+        expected = "3 to 63 lower-case letters, digits, dots and dashes"
+        raise SpecError(what, got=str(error), expected=expected, remedy="Choose another bucket's name") from error
     return True
+
+
+def _may_exist(client: Minio, bucket: str) -> bool:
+    try:
+        return client.bucket_exists(bucket)
+    except S3Error as error:
+        if error.response.status in _DENIED:
+            return True
+        raise
 
 
 def _house_rules() -> LifecycleConfig:

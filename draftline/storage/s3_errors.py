@@ -125,7 +125,7 @@ def from_code(what: str, code: str, status: int, message: str, endpoint: str, nu
     words = message.rstrip(".")
     got = " ".join(f"HTTP {status} {code}".split()) + f" from {endpoint}" + (f" ({words})" if words else "")
     if code == "NoSuchBucket":
-        remedy = "Create the bucket with `draftline up` or your provider, or name one that exists"
+        remedy = "Create the bucket at your provider, or name one that exists; `draftline run` makes a missing one"
         return StorageError(what, got=got, expected="an existing bucket", remedy=remedy)
     # Before the 403s: Ceph reports a full quota as 403 QuotaExceeded.
     if code in _FULL_CODES or status == 507:

@@ -11,7 +11,9 @@ from draftline.storage.keys import validate_key
 
 _EXPECTED = "a directory, file:///absolute/directory or s3://bucket/prefix"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://|(s3|file):", re.IGNORECASE)
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
+_EXPECTED_BUCKET = "s3://bucket/prefix, the bucket in 3 to 63 letters, digits and single dots or dashes between them"
+# Capitals and underscores: old buckets have them, new ones cannot. No server takes the shape of an IP address.
+_BUCKET = re.compile(r"(?!.*(?:\.\.|\.-|-\.))(?!(?:\d+\.){3}\d+$)[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 
 
 def parse_uri(uri: str) -> Path | tuple[str, str]:
@@ -70,7 +72,7 @@ def _bucket_and_prefix(uri: str) -> tuple[str, str]:
     rest = uri.partition(":")[2]
     bucket, _, prefix = rest.removeprefix("//").partition("/")
     if not rest.startswith("//") or _BUCKET.fullmatch(bucket) is None:
-        raise SpecError("The workspace has no valid bucket", got=repr(uri), expected="s3://bucket/prefix")
+        raise SpecError("The workspace has no valid bucket", got=repr(uri), expected=_EXPECTED_BUCKET)
     prefix = prefix.removesuffix("/")
     try:
         return bucket, validate_key(prefix) if prefix else ""

@@ -94,6 +94,16 @@ def test_validate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "workspace", ["s3://ab/x", "s3://bucket-/x", "s3://a..b/x", "file://data", "http://minio:9000"]
+)
+def test_validate_looks_at_the_workspace(tmp_path: Path, workspace: str) -> None:
+    (tmp_path / "spec.yaml").write_text(f"workspace: {workspace}")
+    code, line = refused("validate", "spec.yaml")
+    assert code == errors.SpecError.exit_code
+    assert "workspace: not usable: " in line and line.count(workspace) == (2 if workspace.startswith("http") else 1)
+
+
+@pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
         ([], errors.InputError, "neither a spec file nor --recipe"),

@@ -8,7 +8,7 @@ from typing import Any
 import boto3
 import pytest
 
-from draftline.errors import StorageError
+from draftline.errors import SpecError, StorageError
 from draftline.storage import open_store
 from draftline.storage.provision import ensure_bucket
 from draftline.storage.s3_client import build_client, build_session, resolve_config
@@ -17,10 +17,17 @@ from tests.servers.s3 import S3Server
 
 def test_only_create_makes_a_bucket(moto_s3: S3Server) -> None:
     uri = f"s3://new-{uuid.uuid4().hex}/ws"
-    with pytest.raises(StorageError, match=r"NoSuchBucket.*draftline up"):
+    with pytest.raises(StorageError, match=r"NoSuchBucket.*`draftline run` makes a missing one"):
         open_store(uri).check()
     open_store(uri, create=True).check()
     open_store(uri).check()
+
+
+@pytest.mark.parametrize("bucket", ["My_Bucket", "an-alias-s3alias"])
+def test_a_name_that_no_new_bucket_can_have(moto_s3: S3Server, bucket: str) -> None:
+    with pytest.raises(SpecError, match=f"Cannot create the bucket '{bucket}'.*lower-case letters") as caught:
+        open_store(f"s3://{bucket}/ws", create=True)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_new_bucket_drops_abandoned_uploads_and_an_old_one_is_left_alone(moto_s3: S3Server) -> None:
