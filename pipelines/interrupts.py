@@ -9,12 +9,17 @@ from contextlib import contextmanager
 
 @contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """Treat SIGTERM and a closed terminal like Ctrl-C, so that one path of cleaning up serves all."""
+    """Treat SIGTERM and a closed terminal like Ctrl-C, so that one path of cleaning up serves all.
+
+    A signal that this process was started to ignore stays ignored: ``nohup``
+    does so with SIGHUP, that the run may outlive its terminal.
+    """
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    caught = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, interrupt) for number in caught}
     try:
         yield
     finally:
