@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import stat
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +20,7 @@ from draftline.storage.keys import TEMP_MARK
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
+_STALE_S = 24 * 3600.0
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
@@ -119,6 +123,24 @@ def create_durably(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     finally:
         temp.unlink(missing_ok=True)
     fsync_directory(path.parent)
+
+
+def remove_stale_temps(root: Path) -> None:
+    """Remove the temporary files that killed writers left below a folder more than a day ago.
+
+    A courtesy: what cannot be looked at or removed stays.
+    """
+    oldest_s = time.time() - _STALE_S
+    for directory, _, names in os.walk(root):
+        for name in names:
+            if not name.startswith(TEMP_MARK):
+                continue
+            with contextlib.suppress(OSError):
+                path = os.path.join(directory, name)
+                status = os.lstat(path)
+                # A writer at work moves the time on with every chunk.
+                if stat.S_ISREG(status.st_mode) and status.st_mtime < oldest_s:
+                    os.unlink(path)
 
 
 def _write_temp(directory: Path, fill: Callable[[BinaryIO], object]) -> Path:

@@ -11,7 +11,14 @@ from typing import BinaryIO
 
 from draftline.errors import StorageError
 from draftline.storage.base import ObjectInfo
-from draftline.storage.files import create_durably, is_absent, make_directories, replace_durably, translated
+from draftline.storage.files import (
+    create_durably,
+    is_absent,
+    make_directories,
+    remove_stale_temps,
+    replace_durably,
+    translated,
+)
 from draftline.storage.keys import TEMP_MARK, validate_key, validate_prefix
 from draftline.storage.probe import probe
 
@@ -25,7 +32,7 @@ class LocalStore:
     renames it (``put``) or links it (``put_if_absent``) and syncs the folder:
     readers and crashes see the old object or the new one. A killed writer
     leaves at most a ``.draftline-tmp-*`` file, which no reader ever sees and
-    anybody may remove.
+    which :meth:`create` removes once it is a day old.
 
     Unlike on S3, ``a`` and ``a/b`` cannot both be objects.
 
@@ -133,13 +140,14 @@ class LocalStore:
         probe(LocalStore(base))
 
     def create(self) -> None:
-        """Create the root directory; an existing one is fine.
+        """Create the root directory; an existing one is fine and is rid of killed writers' old temporary files.
 
         Raises:
             AccessDenied, NoSpace, StorageError: it cannot be made.
         """
         with translated(f"Cannot create the directory {self._root}"):
             make_directories(self._root)
+        remove_stale_temps(self._root)
 
     def _path(self, key: str) -> Path:
         return self._root.joinpath(validate_key(key))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_UNFINISHED = ".converting-"
 
 
 @dataclass
@@ -127,6 +128,7 @@ def prepare_target(spec: TargetSpec, *, cache_dir: Path | None = None) -> Path:
     root = cache_dir or default_cache_dir()
     folder = root / "targets" / target_fingerprint(spec)[:20]
     with _locked(root / "targets"):
+        _remove_unfinished(root / "targets")
         if not (folder / "config.json").is_file():
             _convert_gguf(files, folder)
     return folder
@@ -174,13 +176,19 @@ def _convert_gguf(files: TargetFiles, folder: Path) -> None:
     model = model.to(torch.bfloat16)
     model.config.dtype = torch.bfloat16
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_UNFINISHED))
     try:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what a killed conversion left; whoever converts holds the lock, so nobody is at work there."""
+    for left in folder.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager

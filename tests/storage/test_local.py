@@ -96,6 +96,24 @@ def test_stale_temporary_files_are_invisible(tmp_path: Path) -> None:
         store.get("a/.draftline-tmp-1")
 
 
+def test_create_removes_the_temporary_files_of_a_day_ago(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.put("a/b", b"1")
+    old, new = tmp_path / "a" / ".draftline-tmp-0", tmp_path / "a" / ".draftline-tmp-1"
+    folder = tmp_path / ".draftline-tmp-folder"
+    folder.mkdir()
+    day_ago_s = time.time() - 24 * 3600
+    for path in (old, new):
+        path.write_bytes(b"half")
+    for path, time_s in ((old, day_ago_s - 60), (new, day_ago_s + 600), (tmp_path / "a" / "b", 0), (folder, 0)):
+        os.utime(path, (time_s, time_s))
+    open_store(str(tmp_path))
+    assert old.exists()
+    open_store(str(tmp_path), create=True)
+    assert not old.exists() and new.exists() and folder.exists()
+    assert store.get("a/b") == b"1"
+
+
 def test_a_finished_write_leaves_no_temporary_file(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     store.put("a", b"1")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from draftline.errors import TargetError
 from draftline.spec import TargetSpec
 from draftline.target.fingerprint import locate_target, target_fingerprint
-from draftline.target.load import Target, load_target
+from draftline.target.load import Target, load_target, prepare_target
 
 
 @pytest.fixture
@@ -93,6 +93,23 @@ def test_a_hub_id_is_known_by_id_and_revision() -> None:
 def test_what_cannot_be_found(source: str, message: str) -> None:
     with pytest.raises(TargetError, match=message):
         load_target(TargetSpec(source=source))
+
+
+def test_what_a_killed_conversion_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "packages" / "a_target_for_tests"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.syspath_prepend(package.parent)
+    source = TargetSpec(source="package:a-target-for-tests")
+    targets = tmp_path / "cache" / "targets"
+    converted = targets / target_fingerprint(source)[:20]
+    left = targets / ".converting-abc"
+    for folder in (converted, left):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    assert prepare_target(source, cache_dir=tmp_path / "cache") == converted
+    assert (converted / "config.json").exists() and not left.exists()
 
 
 def no_config(folder: Path) -> None:
