@@ -20,6 +20,8 @@ from pathlib import Path
 from draftline.errors import FormatError
 
 DRAFT_DIR = "draft"
+WEIGHTS_PATH = f"{DRAFT_DIR}/model.safetensors"
+CONFIG_PATH = f"{DRAFT_DIR}/config.json"
 CALIBRATION_FILE = "calibration.json"
 SPEC_FILE = "spec.yaml"
 CARD_FILE = "card.md"
@@ -66,15 +68,15 @@ def verify_folder(folder: Path, digests: Mapping[str, str], *, origin: str) -> N
 
     Raises:
         FormatError: a file is missing or differs, or the version records no
-            digest of the weights (so nothing could be trusted).
+            digest of the draft's files (so nothing could be trusted).
     """
-    weights = f"{DRAFT_DIR}/model.safetensors"
-    if weights not in digests:
-        raise FormatError(
-            f"{origin} records no sha256 of {weights}",
-            got=_listing(digests),
-            remedy="It was not registered by Draftline; register the draft again",
-        )
+    for path in (WEIGHTS_PATH, CONFIG_PATH):
+        if path not in digests:
+            raise FormatError(
+                f"{origin} records no sha256 of {path}",
+                got=_listing(digests),
+                remedy="It was not registered by Draftline; register the draft again",
+            )
     for path, expected in sorted(digests.items()):
         verify_file(folder / path, expected, origin=f"{path} of {origin}")
 

@@ -85,6 +85,9 @@ def resolve_spec(
     source = spec.prompts.source
     if "://" not in source and not source.startswith("builtin:"):
         absolute["prompts.source"] = str(Path(source).expanduser().resolve())
+    # Ray's workers run in another directory; a relative path would be a hub id there.
+    if not spec.target.source.startswith("package:") and (target := Path(spec.target.source).expanduser()).is_dir():
+        absolute["target.source"] = str(target.resolve())
     return derive(spec, absolute)
 
 

@@ -42,7 +42,8 @@ def describe(line: StationProgress, now_s: float) -> str:
     if line.state == "skipped":
         return "already done"
     if line.state == "finished":
-        return f"finished in {format_duration(line.elapsed_s(now_s))}"
+        done = f"finished in {format_duration(line.elapsed_s(now_s))}"
+        return f"{done}  {line.note}" if line.note else done
     if line.state == "failed":
         return f"failed after {format_duration(line.elapsed_s(now_s))}"
     parts = [] if line.total > 0 or line.done > 0 else ["running"]

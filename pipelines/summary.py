@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from draftline.prompts.clean import describe_report
 from draftline.steps import StepResult
 
 MISSING = "-"
@@ -28,6 +29,8 @@ def render_summary(results: Mapping[str, StepResult]) -> RenderableType:
     """
     suites = {name.partition(":")[2]: result for name, result in results.items() if name.startswith("evaluation:")}
     parts: list[RenderableType] = []
+    if (prompts := results.get("prompts")) is not None and "report" in prompts.outputs:
+        parts.append(Text(describe_report(prompts.outputs["report"], prompts.outputs.get("examples"))))
     if suites:
         parts += [_proof_table(suites), _position_table(suites)]
     parts += [line for line in (_draft_line(results.get("draft")), _version_line(results)) if line is not None]

@@ -47,8 +47,13 @@ def run(context: StepContext) -> StepOutput:
     done: dict[str, ShardInfo] = {}
     for info in tokens.shards:
         entry = f"{context.prefix}/{info.name}.json"
-        if context.store.head(entry) is not None:
-            done[info.name] = ShardInfo(**json.loads(context.store.get(entry)))
+        if context.store.head(entry) is None:
+            continue
+        captured = ShardInfo(**json.loads(context.store.get(entry)))
+        # A shard that someone deleted or cut is captured again.
+        found = context.store.head(f"{context.prefix}/{info.name}")
+        if found is not None and found.size_bytes == captured.size_bytes:
+            done[info.name] = captured
     total = sum(s.num_tokens for s in tokens.shards)
 
     def report() -> None:

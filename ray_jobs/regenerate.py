@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,7 +82,8 @@ def run(context: StepContext) -> StepOutput:
         num_cpus=reserved_cpus(spec.threads_per_worker, spec.workers),
         on_done=lambda shard, _: tally.update.remote(shard[0], turns[shard[0]]),
     )
-    outputs = {"shards": list(shards), "target": target_fingerprint(context.spec.target)}
+    digests = {name: hashlib.sha256(context.store.get(f"{context.prefix}/{name}")).hexdigest() for name in shards}
+    outputs = {"shards": list(shards), "sha256": digests, "target": target_fingerprint(context.spec.target)}
     return StepOutput(outputs, {"num_turns": float(total)})
 
 

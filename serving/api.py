@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Request
+from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
@@ -26,8 +27,10 @@ from draftline.errors import DraftlineError
 from serving.errors import (
     BadRequest,
     BodyTooLarge,
+    ErrorResponse,
     HttpError,
     InvalidApiKey,
+    RequestTimeout,
     UnknownModel,
     from_validation,
     plain_status,
@@ -41,6 +44,11 @@ logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 
+BODY_TIMEOUT_S = 30.0
+"""A client that sends no more of its body would hold one of the replica's places for ever."""
+
+_SCHEMAS = "#/components/schemas/{model}"
+
 RequestType = TypeVar("RequestType", bound=SamplingFields)
 
 
@@ -52,13 +60,31 @@ def create_api(service: CompletionService, api_keys: Sequence[str] = ()) -> Fast
         api_keys: Accepted bearer keys of ``/v1``; empty asks for none.
     """
     api = FastAPI(title="Draftline", version=__version__, description="OpenAI-compatible speculative decoding")
-    api.include_router(_v1_routes(service), prefix="/v1", dependencies=[Depends(_key_guard(api_keys))])
+    # What to_http may answer; FastAPI writes it into the OpenAPI document.
+    failures: dict[int | str, dict[str, Any]] = {
+        status: {"model": ErrorResponse} for status in (400, 401, 404, 408, 413, 429, 500, 503)
+    }
+    api.include_router(
+        _v1_routes(service), prefix="/v1", dependencies=[Depends(_key_guard(api_keys))], responses=failures
+    )
     api.include_router(_service_routes(service))
     api.add_exception_handler(DraftlineError, _on_error)
     api.add_exception_handler(HTTPException, _on_http_exception)
     api.add_exception_handler(ClientDisconnect, _on_client_gone)
     api.add_exception_handler(Exception, _on_error)
+    api.openapi = lambda: _openapi(api)  # type: ignore[method-assign]
     return api
+
+
+def _openapi(api: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, with the parts that the hand-read request bodies refer to."""
+    if api.openapi_schema is None:
+        document = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for kind in (ChatRequest, CompletionRequest):
+            schemas.update(kind.model_json_schema(ref_template=_SCHEMAS).get("$defs", {}))
+        api.openapi_schema = document
+    return api.openapi_schema
 
 
 def _v1_routes(service: CompletionService) -> APIRouter:
@@ -188,10 +214,14 @@ class EventStream(StreamingResponse):
 
 async def _read(request: Request, kind: type[RequestType]) -> RequestType:
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise BodyTooLarge(f"The request body exceeds {MAX_BODY_BYTES} bytes")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise BodyTooLarge(f"The request body exceeds {MAX_BODY_BYTES} bytes")
+    except TimeoutError:
+        raise RequestTimeout(f"The request body did not arrive within {BODY_TIMEOUT_S:g} seconds") from None
     try:
         return kind.model_validate_json(bytes(body))
     except ValidationError as error:
@@ -216,7 +246,8 @@ def _key_guard(api_keys: Sequence[str]) -> Any:
 
 
 def _body_schema(kind: type[SamplingFields]) -> dict[str, Any]:
-    schema = kind.model_json_schema()
+    schema = kind.model_json_schema(ref_template=_SCHEMAS)
+    schema.pop("$defs", None)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 
 from draftline.errors import DraftlineError, PlatformError, StepError
-from draftline.jobs import read_request, write_result
+from draftline.jobs import read_request, report_result
 from draftline.registry_layout import ALIAS_CHAMPION
 from draftline.steps.context import StepContext, StepOutput
 from serving.replica import ReplicaConfig, StartReplica, open_draft_source, read_api_keys, start_replica
@@ -133,10 +133,9 @@ def main(arguments: list[str]) -> int:
         outcome = error
     except Exception as error:  # process boundary: the parent shows it as the step's error
         outcome = StepError(f"deploying failed ({type(error).__name__}: {error})", remedy="See the log above")
-        write_result(result, outcome)
+        report_result(result, outcome)
         raise
-    write_result(result, outcome)
-    return outcome.exit_code if isinstance(outcome, DraftlineError) else 0
+    return report_result(result, outcome)
 
 
 def _connect(ray_address: str | None) -> None:

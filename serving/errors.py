@@ -90,6 +90,13 @@ class BodyTooLarge(BadRequest):
     code = "request_too_large"
 
 
+class RequestTimeout(BadRequest):
+    """The request body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class InvalidApiKey(ServingError):
     """No key, or a wrong one, on a server that asks for keys."""
 
@@ -153,6 +160,9 @@ def to_http(error: BaseException) -> HttpError:
         headers = {}
         if error.status in (429, 503):
             headers["Retry-After"] = str(RETRY_AFTER_S)
+        if error.status in (408, 413):
+            # The rest of the body may still come; it must not be taken for the next request.
+            headers["Connection"] = "close"
         if error.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return HttpError(
@@ -172,7 +182,7 @@ def plain_status(status: int, message: str) -> HttpError:
 
 def from_validation(error: ValidationError) -> BadRequest:
     """The first fault of a request document, in words for its sender."""
-    fault = error.errors(include_url=False, include_context=False)[0]
+    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     path = [str(part) for part in fault["loc"] if not _is_union_branch(str(part))]
     param = ".".join(path) or None
     kind, text = fault["type"], fault["msg"].removeprefix("Value error, ")

@@ -62,8 +62,8 @@ class ServingMetrics:
         self._totals = SpeculationStats()
         self._gauge(
             "draftline:accepted_length",
-            "Tokens per verify step since the start, bonus included; 0 before the first.",
-            lambda: self._totals.mean_accepted_length,
+            "Tokens per target step since the start, steps without a draft included; 0 before the first.",
+            lambda: self._totals.tokens_per_step,
         )
 
     def render(self) -> bytes:
@@ -115,8 +115,8 @@ class ServingMetrics:
         self._drafts.labels(**self._label).inc(now.num_spec_steps - before.num_spec_steps)
         self._drafted.labels(**self._label).inc(now.num_draft_tokens - before.num_draft_tokens)
         self._accepted.labels(**self._label).inc(now.num_accepted_tokens - before.num_accepted_tokens)
-        self._totals.num_spec_steps += now.num_spec_steps - before.num_spec_steps
-        self._totals.num_accepted_tokens += now.num_accepted_tokens - before.num_accepted_tokens
+        self._totals.num_steps += now.num_steps - before.num_steps
+        self._totals.num_output_tokens += now.num_output_tokens - before.num_output_tokens
         old = before.accepted_histogram + [0] * (len(now.accepted_histogram) - len(before.accepted_histogram))
         # A step that accepted n drafts accepted positions 0 to n - 1, so position p counts all entries above p.
         above = 0

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 import httpx
 
 from draftline.errors import DraftlineError, FormatError, PlatformError, RegistryError
-from draftline.registry_layout import CALIBRATION_FILE, DRAFT_DIR, digests_from_tags, verify_folder
+from draftline.registry_layout import CALIBRATION_FILE, DRAFT_DIR, WEIGHTS_PATH, digests_from_tags, verify_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -84,7 +84,7 @@ class RegistrySource:
     Args:
         uri: The model.
         tracking_uri: The MLflow server.
-        cache_dir: Drafts are kept in ``<cache_dir>/drafts/NAME/VERSION``.
+        cache_dir: Drafts are kept in ``<cache_dir>/drafts/NAME/VERSION-DIGEST``.
 
     Raises:
         RegistryError: not such a URI.
@@ -115,17 +115,18 @@ class RegistrySource:
         client = self._client()
         with _registry_errors(f"look up {self._model} version {version}"):
             digests = digests_from_tags(client.get_model_version(self._model, version).tags)
-        folder = self._cache_dir / "drafts" / self._model / version
+        # Two registries may share the cache, and both have a version 1: the digest tells their drafts apart.
+        folder = self._cache_dir / "drafts" / self._model / f"{version}-{digests.get(WEIGHTS_PATH, '')[:12]}"
         origin = f"{self._model} version {version}"
         if folder.is_dir():
             try:
                 verify_folder(folder, digests, origin=origin)
-                return _files(name, folder)
+                return _files(name, folder, digests)
             except FormatError as error:
                 logger.warning("the kept copy is no good and is fetched again: %s", error)
                 shutil.rmtree(folder, ignore_errors=True)
         self._download(version, folder, digests)
-        return _files(name, folder)
+        return _files(name, folder, digests)
 
     def _client(self) -> MlflowClient:
         if self._tracking_uri.startswith(("http://", "https://")):
@@ -148,10 +149,13 @@ class RegistrySource:
                     tracking_uri=self._tracking_uri,
                     registry_uri=self._tracking_uri,
                 )
-            verify_folder(Path(got), digests, origin=f"{self._model} version {version}")
-            # Two replicas may race; both copies are verified, either will do.
-            if not folder.is_dir():
+            origin = f"{self._model} version {version}"
+            verify_folder(Path(got), digests, origin=origin)
+            try:
                 os.rename(got, folder)
+            except OSError:
+                # Another replica was first, or a bad copy could not be removed: what is there must prove itself.
+                verify_folder(folder, digests, origin=f"{origin} in {folder}")
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -206,10 +210,17 @@ class DraftFollower:
         except DraftlineError as error:
             logger.warning("keeping draft %s: %s", self._current, error)
             return False
-        if wanted in (self._current, self._refused):
+        if wanted == self._current:
+            self._refused = None
+            return False
+        if wanted == self._refused:
             return False
         try:
             self._swap(self._source.fetch(wanted))
+        except (RegistryError, PlatformError) as error:
+            # Says nothing about the draft: the registry may answer at the next look.
+            logger.warning("keeping draft %s, %s could not be fetched: %s", self._current, wanted, error)
+            return False
         except DraftlineError as error:
             # Remembered, or the same refusal would be downloaded and logged at every look.
             self._refused = wanted
@@ -227,14 +238,16 @@ class DraftFollower:
                 logger.exception("looking for a new draft failed; trying again in %g s", self._poll_s)
 
 
-def _files(name: str, folder: Path) -> DraftFiles:
+def _files(name: str, folder: Path, digests: Mapping[str, str] | None = None) -> DraftFiles:
+    """What lies in the folder; with digests, only files that they cover."""
     draft_dir = folder / DRAFT_DIR if (folder / DRAFT_DIR).is_dir() else folder
     if not (draft_dir / "config.json").is_file():
         raise RegistryError(
             f"no draft in {folder}", expected="a folder with config.json and model.safetensors", remedy="Check the path"
         )
     calibration = folder / CALIBRATION_FILE
-    return DraftFiles(name, draft_dir, calibration if calibration.is_file() else None)
+    is_there = calibration.is_file() and (digests is None or CALIBRATION_FILE in digests)
+    return DraftFiles(name, draft_dir, calibration if is_there else None)
 
 
 @contextmanager

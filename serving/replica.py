@@ -175,7 +175,8 @@ def read_api_keys(path: Path | None) -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise PlatformError(f"cannot read the API keys in {path}", got=type(error).__name__) from None
-    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    stripped = [line.strip() for line in lines]
+    keys = tuple(line for line in stripped if line and not line.startswith("#"))
     if not keys:
         # An empty file must not silently open the server to everyone.
         raise PlatformError(f"{path} holds no API key", expected="one key per line")

@@ -24,6 +24,7 @@ MAX_STOP_CHARS = 256
 MAX_CHOICES = 4
 MAX_PROMPTS = 16
 MAX_MESSAGES = 1024
+MAX_FIELDS = 100
 DEFAULT_COMPLETION_TOKENS = 16
 """What ``/v1/completions`` generates without ``max_tokens``, as at OpenAI."""
 
@@ -52,6 +53,14 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: object) -> object:
+        # One error is made for every unknown field; megabytes of them would become gigabytes of errors.
+        if isinstance(value, dict) and len(value) > MAX_FIELDS:
+            raise ValueError(f"at most {MAX_FIELDS} fields are allowed in one object, got {len(value)}")
+        return value
+
 
 class StreamOptions(Strict):
     """Options of a streamed answer."""
@@ -70,7 +79,7 @@ class Message(Strict):
     """One turn of a conversation; only text is understood."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
 
     @model_validator(mode="before")
     @classmethod
@@ -112,7 +121,7 @@ class SamplingFields(Strict):
     top_k: Annotated[int, Field(ge=-1)] | None = 0
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = 1
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     ignore_eos: bool = False
@@ -173,7 +182,7 @@ class ChatRequest(SamplingFields):
         top_logprobs: Only 0: alternatives are not reported.
     """
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = False
     top_logprobs: int | None = None
@@ -203,7 +212,13 @@ class CompletionRequest(SamplingFields):
         logprobs: 0 reports the chosen tokens' log-probabilities, ``null`` none.
     """
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    # Every branch is tried; each gives up at its first wrong item, or a long prompt makes millions of errors.
+    prompt: (
+        str
+        | Annotated[list[str], Field(fail_fast=True)]
+        | Annotated[list[int], Field(fail_fast=True)]
+        | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], Field(fail_fast=True)]
+    )
     logprobs: int | None = None
 
     @field_validator("logprobs")

@@ -14,6 +14,7 @@ from typing import Protocol
 import jinja2
 
 from draftline.engine.requests import EngineRequest, SamplingParams
+from draftline.errors import TargetError
 from serving.errors import BadRequest, ContextTooLong, NotReady, UnknownModel
 from serving.generation import Generation
 from serving.schema import (
@@ -34,6 +35,11 @@ class TextModel(Protocol):
     @property
     def vocab_size(self) -> int:
         """Number of token ids."""
+        ...
+
+    @property
+    def max_token_chars(self) -> int:
+        """Characters of the longest token: a longer text has more tokens than one."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -120,6 +126,7 @@ class CompletionService:
             ServingError: what the client should be told.
         """
         self._check(request)
+        self._check_length(sum(len(m.text) for m in request.messages), "messages")
         messages = [
             {"role": m.role if m.role != "developer" else "system", "content": m.text} for m in request.messages
         ]
@@ -132,6 +139,7 @@ class CompletionService:
         prompts = []
         for prompt in request.prompts:
             if isinstance(prompt, str):
+                self._check_length(len(prompt), "prompt")
                 prompts.append(await self._tokenize(partial(self.text.encode, prompt)))
             else:
                 prompts.append(self._check_ids(prompt))
@@ -171,6 +179,17 @@ class CompletionService:
             )
         if not self.worker.is_healthy:
             raise NotReady("The engine is not running; try again shortly")
+        self.worker.check_room()
+
+    def _check_length(self, num_chars: int, param: str) -> None:
+        """Refuse what cannot fit before tokenising it, which takes a thread that all requests share."""
+        most = self.info.max_context * self.text.max_token_chars
+        if num_chars > most:
+            raise ContextTooLong(
+                f"This model's maximum context length is {self.info.max_context} tokens, which is at most {most} "
+                f"characters, but the request has {num_chars}. Shorten it",
+                param=param,
+            )
 
     async def _tokenize(self, work: Callable[[], list[int]]) -> list[int]:
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
@@ -180,6 +199,8 @@ class CompletionService:
             return self.text.encode_chat(messages)
         except jinja2.TemplateError as error:
             raise BadRequest(f"The model's chat template refuses these messages: {error}", param="messages") from None
+        except TargetError as error:
+            raise BadRequest(str(error), param="messages") from None
 
     def _check_ids(self, ids: list[int]) -> list[int]:
         bad = next((i for i in ids if not 0 <= i < self.text.vocab_size), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from draftline.errors import TargetError
@@ -27,6 +28,11 @@ class TokenizerText:
     def vocab_size(self) -> int:
         """See :class:`serving.service.TextModel`."""
         return self._vocab_size
+
+    @cached_property
+    def max_token_chars(self) -> int:
+        """See :class:`serving.service.TextModel`."""
+        return max(map(len, self._tokenizer.get_vocab()), default=1)
 
     def encode(self, text: str) -> list[int]:
         """See :class:`serving.service.TextModel`."""

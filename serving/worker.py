@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from draftline.engine.requests import EngineLoad, EngineRequest, SpeculationStats, TokenEvent
 from draftline.errors import DraftlineError, InputError
@@ -159,15 +159,28 @@ class EngineWorker:
             if not self.is_healthy:
                 raise NotReady("The engine is not running; try again shortly")
             if self._num_admitted + len(requests) > self._capacity:
-                self.metrics.record_refused()
-                raise Overloaded(
-                    f"The server is full: {self._num_admitted} of {self._capacity} places are taken. Try again shortly"
-                )
+                self._refuse()
             self._num_admitted += len(requests)
             self._enqueue(lambda engine: self._admit(ticket))
         for request in requests:
             self.metrics.record_admitted(len(request.prompt_ids))
         return ticket
+
+    def check_room(self) -> None:
+        """Refuse early what :meth:`submit` would refuse in any case: nothing is free.
+
+        Raises:
+            Overloaded: not one place is free.
+        """
+        with self._wake:
+            if self._num_admitted >= self._capacity:
+                self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        self.metrics.record_refused()
+        raise Overloaded(
+            f"The server is full: {self._num_admitted} of {self._capacity} places are taken. Try again shortly"
+        )
 
     def cancel(self, ticket: Ticket, request_ids: Sequence[str] | None = None) -> None:
         """Give up a ticket's sequences (all, or the named ones); finished ones are left alone."""

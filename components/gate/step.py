@@ -24,6 +24,7 @@ from draftline.registry_layout import (
     verify_file,
 )
 from draftline.steps import StepContext, StepOutput
+from draftline.steps.ledger import verify_bytes
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,7 +45,7 @@ def run(context: StepContext) -> StepOutput:
     Raises:
         PlatformError: no MLflow server answers.
         RegistryError: the registry refused something.
-        FormatError: a ``metrics.json`` is damaged.
+        FormatError: a ``metrics.json`` is damaged or was changed after its step wrote it.
         StorageError: the workspace failed.
     """
     client = connect()
@@ -53,7 +54,7 @@ def run(context: StepContext) -> StepOutput:
     champion = version_by_alias(client, name, ALIAS_CHAMPION)
     is_champion = champion is not None and str(champion.version) == version
     report = context.inputs["report"]
-    metrics = _parse(context.store.get(f"{report.prefix}/{METRICS_FILE}"), f"{report.prefix}/{METRICS_FILE}")
+    metrics = _parse(_reported(context, METRICS_FILE), f"{report.prefix}/{METRICS_FILE}")
     verdict = judge(
         context.spec.gate,
         metrics["suites"],
@@ -61,7 +62,7 @@ def run(context: StepContext) -> StepOutput:
         None if champion is None or is_champion else _champion_suites(champion),
         has_confidence_head=context.spec.draft.enable_confidence_head,
     )
-    card = context.store.get(f"{report.prefix}/{CARD_FILE}").decode()
+    card = _reported(context, CARD_FILE).decode()
     with registry_errors(f"record the verdict on {name} version {version}"):
         _record(client, name, version, str(registered.get("run_id", "")), verdict, card)
         if verdict.passed:
@@ -72,6 +73,15 @@ def run(context: StepContext) -> StepOutput:
     alias = ALIAS_CHAMPION if verdict.passed or is_champion else ALIAS_CHALLENGER
     context.report(1, 1, "verdicts", note=f"{'passed' if verdict.passed else 'not passed'}: {alias}")
     return StepOutput(outputs={**verdict.to_document(), "alias": alias}, metrics={"gate_passed": float(verdict.passed)})
+
+
+def _reported(context: StepContext, file: str) -> bytes:
+    """A file of the report step, proved to be the one that was registered."""
+    report = context.inputs["report"]
+    path = f"{report.prefix}/{file}"
+    data = context.store.get(path)
+    verify_bytes(data, report.outputs["files"][file], origin=path)
+    return data
 
 
 def _record(client: MlflowClient, name: str, version: str, run_id: str, verdict: Verdict, card: str) -> None:

@@ -16,6 +16,7 @@ from draftline.engine.build import run_to_completion
 from draftline.engine.engine import Engine, EngineLimits, StepTrace
 from draftline.engine.policy import FixedPolicy
 from draftline.engine.requests import EngineRequest, SamplingParams
+from draftline.evaluation.suites import even_spread
 from draftline.responses.generate import prompt_ids
 from draftline.spec import RunSpec
 from draftline.target.load import Target
@@ -92,6 +93,7 @@ def _requests(spec: RunSpec, target: Target, prompts: list[dict[str, object]]) -
 
 
 def read_prompts(data: bytes, limit: int) -> list[dict[str, object]]:
-    """Prompt records of a JSON-lines object, at most ``limit`` (0 for all)."""
-    records = [json.loads(line) for line in data.split(b"\n") if line]
-    return records[:limit] if limit else records
+    """Prompt records of a JSON-lines object, an even spread of at most ``limit`` (0 for all)."""
+    records: list[dict[str, object]] = [json.loads(line) for line in data.split(b"\n") if line]
+    # The file may be sorted by topic.
+    return even_spread(records, limit)

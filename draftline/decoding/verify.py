@@ -54,6 +54,8 @@ def law_of(logits_NV: Tensor, law: SamplingLaw) -> Tensor:
             ordered, order = probabilities.sort(dim=-1, descending=True)
         before = ordered.cumsum(-1) - ordered
         kept = torch.where(before < law.top_p, ordered, torch.zeros_like(ordered))
+        # A mass that is zero in fp32 would keep nothing at all.
+        kept[..., :1] = ordered[..., :1]
         probabilities = torch.zeros_like(probabilities).scatter_(-1, order, kept)
         probabilities /= probabilities.sum(-1, keepdim=True)
     return probabilities

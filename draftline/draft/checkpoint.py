@@ -77,9 +77,20 @@ def from_files(config: bytes, weights: bytes, *, origin: str = "a draft") -> Dra
         raise FormatError(
             f"{origin}: model.safetensors is damaged ({error})", remedy="Export the draft again"
         ) from None
-    missing = _expected_names(parsed) - set(state)
+    expected = _expected_shapes(parsed, origin)
+    missing = expected.keys() - state.keys()
     if missing:
         raise FormatError(f"{origin}: model.safetensors lacks tensors", got=", ".join(sorted(missing)[:3]))
+    for name, shape in sorted(expected.items()):
+        if tuple(state[name].shape) != shape:
+            raise FormatError(
+                f"{origin}: {name} has another shape than config.json says",
+                got=tuple(state[name].shape),
+                expected=str(shape),
+                remedy="Take config.json and model.safetensors of one export",
+            )
+    if parsed.is_pruned:
+        _check_mapping(parsed, state, origin)
     return DraftModel(parsed, state)
 
 
@@ -100,8 +111,27 @@ def load_folder(folder: Path) -> DraftModel:
     return from_files(files[CONFIG_FILE], files[WEIGHTS_FILE], origin=str(folder))
 
 
-def _expected_names(config: DraftConfig) -> set[str]:
-    with torch.device("meta"):
-        names = set(DSparkDraft(config, 1).state_dict())
-    names.discard("feature_scale")
-    return names | ({"d2t", "t2d"} if config.is_pruned else set())
+def _expected_shapes(config: DraftConfig, origin: str) -> dict[str, tuple[int, ...]]:
+    try:
+        with torch.device("meta"):
+            state = DSparkDraft(config, 1).state_dict()
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise FormatError(
+            f"{origin}: config.json describes no possible draft", got=str(error), remedy="Export the draft again"
+        ) from None
+    shapes = {name: tuple(value.shape) for name, value in state.items() if name != "feature_scale"}
+    if config.is_pruned:
+        shapes |= {"d2t": (config.draft_vocab_size,), "t2d": (config.vocab_size,)}
+    return shapes
+
+
+def _check_mapping(config: DraftConfig, state: dict[str, Tensor], origin: str) -> None:
+    columns = torch.arange(config.draft_vocab_size)
+    ids = columns + state["d2t"].long()
+    if bool((ids < 0).any() or (ids >= config.vocab_size).any()):
+        raise FormatError(
+            f"{origin}: d2t points outside the target's vocabulary",
+            got=f"ids from {int(ids.min())} to {int(ids.max())}",
+            expected=f"0 to {config.vocab_size - 1}",
+            remedy="Export the draft again",
+        )

@@ -23,7 +23,7 @@ def load_draft(draft_dir: Path, target: Target) -> DraftModel:
         TargetError: made for another target.
     """
     draft = load_folder(draft_dir)
-    check_fits(draft, target)
+    check_fits(draft.config, target.config)
     return draft
 
 

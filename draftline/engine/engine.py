@@ -20,6 +20,7 @@ from torch import Tensor
 from draftline.calibration.survival import Calibration
 from draftline.decoding.verify import SamplingLaw, law_of, num_matching, verify_sampled
 from draftline.draft.checkpoint import DraftModel
+from draftline.draft.config import DraftConfig
 from draftline.draft.runner import DraftRunner, Proposal
 from draftline.engine.policy import LengthPolicy, OffPolicy
 from draftline.engine.requests import (
@@ -33,8 +34,11 @@ from draftline.engine.requests import (
 from draftline.engine.slots import RunningRequest, SlotTable
 from draftline.errors import InputError, TargetError
 from draftline.target.batch import Chunk, StepBatch, build_batch
-from draftline.target.lean import TargetOutput
+from draftline.target.lean import ModelConfig, TargetOutput
 from draftline.target.load import Target
+
+MAX_BLOCK_SIZE = 64
+"""Positions beyond the context that a block may be written to."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Engine:
         self.calibration = calibration
         self.traces: list[StepTrace] | None = [] if keep_traces else None
         # A block is written past the context, so positions go a little further.
-        self._num_positions = limits.max_context + 64
+        self._num_positions = limits.max_context + MAX_BLOCK_SIZE
         self._cache = self._model.new_cache(limits.num_slots, self._num_positions)
         self._slots = SlotTable(limits.num_slots)
         self._waiting: deque[EngineRequest] = deque()
@@ -160,7 +164,7 @@ class Engine:
         """
         runner = None
         if draft is not None:
-            check_fits(draft, self._target)
+            check_fits(draft.config, self._target.config)
             runner = DraftRunner(
                 draft.config,
                 draft.weights,
@@ -388,8 +392,9 @@ class Engine:
                 columns, draft_law = [], law[:0]
             mapping = self._runner.draft_to_target if self._runner is not None else None
             accepted, following = verify_sampled(law, draft_law, drafted, columns, mapping, uniforms)
-        if self.traces is not None and proposal is not None and row is not None and proposal.confidence_RB is not None:
-            confidence = tuple(proposal.confidence_RB[row].tolist())
+        if self.traces is not None and proposal is not None and row is not None:
+            head = proposal.confidence_RB
+            confidence = tuple(head[row].tolist()) if head is not None else ()
             self.traces.append(StepTrace(request.request.request_id, confidence, len(drafted), accepted))
         return [*drafted[:accepted], following], accepted
 
@@ -469,17 +474,17 @@ def _check_law(sampling: SamplingParams) -> None:
             raise InputError(f"{name} is out of range", got=getattr(sampling, name), expected=expected)
 
 
-def check_fits(draft: DraftModel, target: Target) -> None:
-    """Refuse a draft that was made for another target.
+def check_fits(config: DraftConfig, target: ModelConfig) -> None:
+    """Refuse a draft that was made for another target, or that this engine cannot run.
 
     Raises:
-        TargetError: hidden size, depth, heads or vocabulary differ.
+        TargetError: hidden size, depth or vocabulary differ, or a tapped layer, the mask token or the block
+            is out of range.
     """
-    config = draft.config
     pairs = {
-        "hidden size": (config.hidden_size, target.config.hidden_size),
-        "vocabulary": (config.vocab_size, target.config.vocab_size),
-        "target layers": (config.num_target_layers, target.config.num_layers),
+        "hidden size": (config.hidden_size, target.hidden_size),
+        "vocabulary": (config.vocab_size, target.vocab_size),
+        "target layers": (config.num_target_layers, target.num_layers),
     }
     for what, (got, expected) in pairs.items():
         if got != expected:
@@ -488,4 +493,26 @@ def check_fits(draft: DraftModel, target: Target) -> None:
                 got=got,
                 expected=str(expected),
                 remedy="Deploy a draft that was trained for this target",
+            )
+    taps = config.target_layer_ids
+    limits: dict[str, tuple[bool, object, str]] = {
+        "target_layer_ids": (
+            bool(taps) and list(taps) == sorted(set(taps)) and taps[0] >= -1 and taps[-1] < target.num_layers - 1,
+            list(taps),
+            f"ascending ids from -1 to {target.num_layers - 2}",
+        ),
+        "mask_token_id": (
+            0 <= config.mask_token_id < target.vocab_size,
+            config.mask_token_id,
+            f"0 to {target.vocab_size - 1}",
+        ),
+        "block_size": (1 <= config.block_size <= MAX_BLOCK_SIZE, config.block_size, f"1 to {MAX_BLOCK_SIZE}"),
+    }
+    for name, (is_possible, found, wanted) in limits.items():
+        if not is_possible:
+            raise TargetError(
+                f"the draft cannot be run: {name} is out of range",
+                got=found,
+                expected=wanted,
+                remedy="Deploy a draft that was exported for this target",
             )

@@ -96,8 +96,13 @@ class SpeculationStats:
             self.accepted_histogram[index] += count
 
     @property
+    def tokens_per_step(self) -> float:
+        """Tokens that the answer grew by per target step, all decode steps counted; 0 before the first."""
+        return self.num_output_tokens / self.num_steps if self.num_steps else 0.0
+
+    @property
     def mean_accepted_length(self) -> float:
-        """tau: tokens per speculative verify step, bonus included; 0 before the first."""
+        """VLLM's figure: tokens per step that verified something, bonus included; 0 before the first."""
         return 1 + self.num_accepted_tokens / self.num_spec_steps if self.num_spec_steps else 0.0
 
 

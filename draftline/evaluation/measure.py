@@ -43,10 +43,10 @@ class Acceptance:
     """What whole-block verification accepted.
 
     Attributes:
-        accepted_length: tau over all steps.
+        accepted_length: Tokens that the answers grew by per target step.
         by_position: P(draft k accepted | the ones before were).
         survival: P(first k drafts accepted).
-        domains: tau by domain.
+        domains: Accepted length by domain.
         ece: Calibration error of the cumulative survival, mean over positions;
             NaN without a confidence head.
         num_tokens: Tokens generated.
@@ -78,7 +78,7 @@ class Timing:
         tokens_per_s: By way of decoding.
         speedup_over_plain: Median of per-prompt ratios.
         speedup_over_transformers: The same, ``None`` when not measured.
-        serving_accepted_length: tau under the serving policy.
+        serving_accepted_length: The same under the serving policy, steps without a draft included.
     """
 
     tokens_per_s: dict[str, float]
@@ -143,10 +143,10 @@ def measure_acceptance(bench: Bench, prompts: Sequence[EvaluationPrompt], report
     survival = [float(np.mean([t.num_accepted > k for t in whole])) if whole else 0.0 for k in range(block)]
     by_position = [s / p if p else 0.0 for s, p in zip(survival, [1.0, *survival[:-1]], strict=True)]
     return Acceptance(
-        accepted_length=total.mean_accepted_length,
+        accepted_length=total.tokens_per_step,
         by_position=by_position,
         survival=survival,
-        domains={name: stats.mean_accepted_length for name, stats in sorted(domains.items())},
+        domains={name: stats.tokens_per_step for name, stats in sorted(domains.items())},
         ece=_calibration_error(bench, whole),
         num_tokens=num_tokens,
     )
@@ -174,7 +174,7 @@ def measure_speed(bench: Bench, prompts: Sequence[EvaluationPrompt], num_hf_prom
         rates["transformers"] = _transformers_rates(bench, prompts[:num_hf_prompts])
         over_hf = statistics.median(s / h for s, h in zip(rates["speculative"], rates["transformers"], strict=False))
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    return Timing(medians, over_plain, over_hf, stats.mean_accepted_length)
+    return Timing(medians, over_plain, over_hf, stats.tokens_per_step)
 
 
 def compare_greedy(

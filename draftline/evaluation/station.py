@@ -20,7 +20,7 @@ from draftline.evaluation.measure import (
     measure_acceptance,
     measure_speed,
 )
-from draftline.evaluation.suites import HELD_OUT, SuitePrompt, load_suite
+from draftline.evaluation.suites import HELD_OUT, SuitePrompt, even_spread, load_suite
 from draftline.responses.generate import prompt_ids
 from draftline.steps.context import StepContext, StepOutput
 from draftline.target.load import Target, load_target
@@ -52,9 +52,11 @@ def evaluate(context: StepContext) -> StepOutput:
     )
     suite = load_suite(context.item, context.store, context.inputs["prompts"])
     prompts = _tokenised(target, suite, context.spec.serving.max_context - spec.max_new_tokens)
-    chosen = prompts[: spec.max_prompts] if spec.max_prompts else prompts
-    timed = chosen[: spec.timing_prompts]
-    proven = prompts[: spec.lossless_prompts] if context.item == HELD_OUT else []
+    # Files are often sorted by topic: an even spread sees all of them, the head would see the first.
+    chosen = even_spread(prompts, spec.max_prompts)
+    timed = even_spread(chosen, spec.timing_prompts)
+    is_proven = context.item == HELD_OUT and spec.lossless_prompts > 0
+    proven = even_spread(prompts, spec.lossless_prompts) if is_proven else []
     total = float(len(chosen) + 3 * len(timed) + len(proven))
 
     def report(base: float, note: str, weight: float = 1.0) -> Report:

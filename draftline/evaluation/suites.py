@@ -8,11 +8,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from draftline.errors import FormatError, InputError
 from draftline.prompts.records import Prompt
 from draftline.steps.ledger import StepResult
 from draftline.storage.base import ObjectStore
+
+_Item = TypeVar("_Item")
 
 HELD_OUT = "held-out"
 
@@ -64,7 +67,7 @@ def load_suite(name: str, store: ObjectStore, prompts: StepResult, *, max_prompt
     return even_spread(suite, max_prompts)
 
 
-def even_spread(items: Sequence[SuitePrompt], count: int) -> list[SuitePrompt]:
+def even_spread(items: Sequence[_Item], count: int) -> list[_Item]:
     """At most ``count`` items at even distances, in order; all of them when ``count`` is 0."""
     if count <= 0 or count >= len(items):
         return list(items)

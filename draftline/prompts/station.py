@@ -35,8 +35,7 @@ def run(context: StepContext) -> StepOutput:
         body = "".join(prompt.to_line() + "\n" for prompt in prompts)
         context.store.put(f"{context.prefix}/{files[split]}", body.encode())
     counts = {split: len(prompts) for split, prompts in cleaned.splits.items()}
-    note = describe_report(cleaned.report, cleaned.examples)
-    context.report(sum(counts.values()), sum(counts.values()), "prompts", note=note)
+    context.report(sum(counts.values()), sum(counts.values()), "prompts")
     return StepOutput(
         outputs={
             "files": files,
@@ -45,14 +44,21 @@ def run(context: StepContext) -> StepOutput:
             "examples": {reason: list(numbers) for reason, numbers in cleaned.examples.items()},
         },
         metrics={"prompts_kept": float(cleaned.report["kept"])},
+        note=describe_report(cleaned.report).splitlines()[0],
     )
 
 
 def _require_held_out(context: StepContext, cleaned: CleanedPrompts) -> None:
     """Say now, not after the training, that there is nothing to evaluate on."""
-    if "held-out" in context.spec.evaluation.suites and not cleaned.splits["test"]:
+    if not cleaned.splits["test"]:
         raise InputError(
             f"none of the {cleaned.report['kept']} usable prompts falls into the held-out split",
             expected=f"about {context.spec.prompts.holdout_fraction:.0%} of them",
-            remedy="Give more prompts, raise prompts.holdout_fraction, or drop 'held-out' from evaluation.suites",
+            remedy="Give more prompts, or raise prompts.holdout_fraction",
+        )
+    if context.spec.draft.enable_confidence_head and not cleaned.splits["calibration"]:
+        raise InputError(
+            f"none of the {cleaned.report['kept']} usable prompts falls into the calibration split",
+            expected=f"about {context.spec.prompts.calibration_fraction:.0%} of them",
+            remedy="Give more prompts, or raise prompts.calibration_fraction",
         )

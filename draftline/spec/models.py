@@ -425,8 +425,30 @@ class RunSpec(Part):
                 "serving.policy='threshold' reads the confidence head, but draft.enable_confidence_head is false; "
                 "enable it or serve with policy 'fixed'"
             )
-        if "held-out" in self.evaluation.suites and self.prompts.holdout_fraction == 0:
+        # One token comes from the prompt and one from the target: only then does a whole block fit in an answer.
+        shortest = self.draft.block_size + 2
+        for part, limit in (
+            ("calibration", self.calibration.max_new_tokens),
+            ("evaluation", self.evaluation.max_new_tokens),
+        ):
+            if limit < shortest:
+                raise ValueError(
+                    f"{part}.max_new_tokens={limit} is too short to verify a whole block of "
+                    f"draft.block_size={self.draft.block_size}; set it to {shortest} or more"
+                )
+        # What the gate judges must be measured, or a whole run ends in a refusal that was certain from the start.
+        if "held-out" not in self.evaluation.suites:
+            raise ValueError("evaluation.suites lacks 'held-out', which the gate judges; add it")
+        if self.prompts.holdout_fraction == 0:
+            raise ValueError("evaluation suite 'held-out' needs prompts.holdout_fraction above 0; set it (0.1)")
+        if self.gate.require_lossless and self.evaluation.lossless_prompts == 0:
             raise ValueError(
-                "evaluation suite 'held-out' needs prompts.holdout_fraction above 0; set it (0.1) or drop the suite"
+                "gate.require_lossless needs evaluation.lossless_prompts above 0; set it (50), or "
+                "gate.require_lossless=false"
+            )
+        if self.draft.enable_confidence_head and self.prompts.calibration_fraction == 0:
+            raise ValueError(
+                "the confidence head is fitted on prompts.calibration_fraction, which is 0; set it (0.06), or "
+                "draft.enable_confidence_head=false"
             )
         return self

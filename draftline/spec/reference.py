@@ -121,6 +121,8 @@ def _default_text(field: FieldInfo) -> str:
 
 
 def _first_reader(path: str, fields_of_steps: Mapping[str, Sequence[str]]) -> str:
+    if path == "prompts.source":
+        return "`prompts`, when the content differs"
     for step, fields in fields_of_steps.items():
         if any(path == field or path.startswith(f"{field}.") for field in fields):
             return f"`{step}`"

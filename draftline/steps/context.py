@@ -13,10 +13,15 @@ from draftline.storage.base import ObjectStore
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a station's function returns; see :class:`StepResult`."""
+    """What a station's function returns; see :class:`StepResult`.
+
+    Attributes:
+        note: One line to show beside "finished"; not stored.
+    """
 
     outputs: Mapping[str, JsonValue] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from draftline.steps.ledger import Ledger, StepResult
 from draftline.steps.stations import STATIONS, Station, content_key
 from draftline.storage.base import ObjectStore
 from draftline.target.fingerprint import target_fingerprint
-from draftline.target.hardware import preferred_dtype
+from draftline.target.hardware import machine_name, preferred_dtype
 
 StationFunction = Callable[[StepContext], StepOutput]
 
@@ -65,7 +65,7 @@ def execute(
     if not station.is_effect:
         result = ledger.commit(result)
         _empty_scratch(context)
-    progress.emit(ProgressEvent(context.label, "finished", values=result.metrics))
+    progress.emit(ProgressEvent(context.label, "finished", note=output.note, values=result.metrics))
     return result
 
 
@@ -101,4 +101,7 @@ def outside_facts(station: Station, spec: RunSpec, item: str) -> dict[str, str]:
         facts["target"] = target_fingerprint(spec.target)
         if spec.target.dtype == "auto":
             facts["dtype"] = preferred_dtype()
+    if station.name in ("calibration", "evaluation"):
+        # Both measure time, and a time belongs to the machine it was taken on.
+        facts["machine"] = machine_name()
     return facts

@@ -7,6 +7,7 @@ step killed a moment earlier left none and runs again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -83,6 +84,22 @@ SCRATCH = "scratch"
 def step_prefix(station: str, key: str) -> str:
     """Folder of a step's objects, relative to the workspace."""
     return f"{station}/{key}"
+
+
+def verify_bytes(data: bytes, expected: str, *, origin: str) -> None:
+    """Check a file's content against its recorded digest.
+
+    Raises:
+        FormatError: it differs.
+    """
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise FormatError(
+            f"{origin} is not what its step wrote",
+            got=f"sha256 {found}",
+            expected=expected,
+            remedy="Delete that step's folder in the workspace and run again",
+        )
 
 
 class Ledger:

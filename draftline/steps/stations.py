@@ -46,7 +46,22 @@ class Station:
 
 
 _STATIONS = (
-    Station("prompts", ("prompts", "seed"), (), "draftline.prompts.station:run"),
+    Station(
+        "prompts",
+        # Not prompts.source: its digest is a fact of the step, so an equal file elsewhere is the same work.
+        (
+            "prompts.system_prompt",
+            "prompts.limit",
+            "prompts.max_turn_chars",
+            "prompts.near_duplicate_threshold",
+            "prompts.holdout_fraction",
+            "prompts.validation_fraction",
+            "prompts.calibration_fraction",
+            "seed",
+        ),
+        (),
+        "draftline.prompts.station:run",
+    ),
     Station(
         "responses",
         (
@@ -78,6 +93,7 @@ _STATIONS = (
         ("name", "target", "calibration", "responses.sampling", "serving.max_context", "seed"),
         ("prompts", "draft"),
         "ray_jobs.calibrate:run",
+        version=2,
         on_ray=True,
     ),
     Station(
@@ -98,6 +114,7 @@ _STATIONS = (
         ),
         ("prompts", "draft", "calibration"),
         "ray_jobs.evaluate:run",
+        version=2,
         on_ray=True,
     ),
     Station("report", ("name",), ("draft", "calibration", "evaluation"), "draftline.report.station:run"),

@@ -62,10 +62,10 @@ class ModelConfig:
                 remedy="Choose a target of these families",
             )
         rope = document.get("rope_parameters") or document.get("rope_scaling") or {}
-        if rope.get("rope_type", "default") != "default":
-            raise TargetError(
-                f"rotary scaling {rope.get('rope_type')!r} is not supported", expected="rope_type 'default'"
-            )
+        # Older configs say "type".
+        scaling = rope.get("rope_type", rope.get("type", "default"))
+        if scaling != "default":
+            raise TargetError(f"rotary scaling {scaling!r} is not supported", expected="rope_type 'default'")
         for flag in ("attention_bias", "mlp_bias", "sliding_window"):
             if document.get(flag) and document.get("use_sliding_window", True):
                 raise TargetError(f"target uses {flag}", expected=f"no {flag}", remedy="Choose another target")

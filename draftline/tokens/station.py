@@ -13,6 +13,7 @@ import torch
 from draftline.cache.shards import Manifest, ShardInfo, encode_shard, shard_name
 from draftline.errors import InputError
 from draftline.steps.context import StepContext, StepOutput
+from draftline.steps.ledger import verify_bytes
 
 COUNTS_FILE = "counts.json"
 SPLITS = ("train", "validation", "calibration")
@@ -57,6 +58,7 @@ def run(context: StepContext) -> StepOutput:
 
     Raises:
         InputError: no sample has a token to learn from.
+        FormatError: a shard of answers is not what its step wrote.
     """
     spec = context.spec.tokens
     responses = context.inputs["responses"]
@@ -75,7 +77,10 @@ def run(context: StepContext) -> StepOutput:
             pending[split] = []
 
     for done, name in enumerate(names):
-        for record in _records(context.store.get(f"{responses.prefix}/{name}")):
+        path = f"{responses.prefix}/{name}"
+        data = context.store.get(path)
+        verify_bytes(data, responses.outputs["sha256"][name], origin=path)
+        for record in _records(data):
             sample, was_cut = sample_of(record, spec.max_length)
             num_cut += was_cut
             if sum(sample.loss_mask) < 2:

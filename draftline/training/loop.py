@@ -20,7 +20,7 @@ from draftline.draft.config import DraftConfig, resolve_taps
 from draftline.draft.loss import confidence_loss, distillation_loss
 from draftline.draft.model import DSparkDraft
 from draftline.draft.vocab import choose_vocab
-from draftline.errors import TrainingDiverged
+from draftline.errors import SpecError, TrainingDiverged
 from draftline.spec import RunSpec
 from draftline.steps.ledger import SCRATCH
 from draftline.storage.base import ObjectStore
@@ -71,10 +71,21 @@ def draft_config(spec: RunSpec, target: Target) -> DraftConfig:
     """The draft's architecture for a target.
 
     Raises:
-        SpecError: the taps do not fit the target's depth.
+        SpecError: the taps, the mask token or the draft vocabulary do not fit the target.
     """
     draft, config = spec.draft, target.config
     size = draft.vocab_size
+    if draft.mask_token_id is not None and not 0 <= draft.mask_token_id < config.vocab_size:
+        raise SpecError(
+            f"draft.mask_token_id={draft.mask_token_id} is no token of the target",
+            expected=f"0 to {config.vocab_size - 1}",
+            remedy="Leave it out to take a special token that text never holds",
+        )
+    if 0 < size < len(target.eos_token_ids) + 1:
+        raise SpecError(
+            f"draft.vocab_size={size} has no room beside the target's end tokens",
+            expected=f"at least {len(target.eos_token_ids) + 1}, or 0 for the whole vocabulary",
+        )
     return DraftConfig(
         vocab_size=config.vocab_size,
         draft_vocab_size=config.vocab_size if size == 0 or size >= config.vocab_size else size,
@@ -98,8 +109,13 @@ def draft_config(spec: RunSpec, target: Target) -> DraftConfig:
 
 
 def default_mask_token(target: Target) -> int:
-    """A special token that text never holds: the last one that is neither an end nor a template token."""
+    """A token that text never holds: an id that the tokenizer leaves unused, else the last special one but the ends.
+
+    The reference's choice for Qwen3, 151669, is the first unused id.
+    """
     tokenizer, taken = target.tokenizer, set(target.eos_token_ids)
+    if len(tokenizer) < target.vocab_size:
+        return len(tokenizer)
     added = [t for t in tokenizer.added_tokens_decoder if t < target.vocab_size and t not in taken]
     special = [t for t in tokenizer.all_special_ids if t not in taken]
     return int(max(added or special or [0]))
@@ -290,7 +306,7 @@ class DraftTrainer:
             for name, value in (("ce", terms.ce_sum), ("tv", terms.tv_sum), ("weight", terms.weight_sum)):
                 totals[name] = totals.get(name, 0.0) + float(value)
             match = torch.zeros(out.hidden_SMD.shape[0] * out.hidden_SMD.shape[1])
-            match[valid] = terms.is_greedy_match_N.float()
+            match[valid] = (terms.is_greedy_match_N & self._is_within_vocab(batch)).float()
             lengths += (1 + match.view(-1, self._config.block_size).cumprod(1).sum(1)).tolist()
         loss = self._spec.train.loss
         weight = max(totals["weight"], 1e-9)
@@ -299,9 +315,26 @@ class DraftTrainer:
             "accepted_length": float(np.mean(lengths)),
         }
 
+    def _is_within_vocab(self, batch: DraftBatch) -> Tensor:
+        """Rows whose likeliest target token the draft can propose at all; the loss sees only the draft's vocabulary."""
+        hidden = batch.targets.hidden_ND
+        if self._vocab is None:
+            return torch.ones(len(hidden), dtype=torch.bool)
+        head = self._target.lm_head_VD
+        best = torch.cat([(part.to(head.dtype) @ head.t()).argmax(-1) for part in hidden.split(256)])
+        return self._columns[best] >= 0
+
     # -- state --------------------------------------------------------------------------------------------------
 
     def _restore(self) -> int:
+        step = self._load()
+        if self._world > 1:
+            # Measured on each worker, the start may differ in the last bit, or a factor in its sign.
+            for value in self._model.state_dict().values():
+                distributed.broadcast(value, 0)
+        return step
+
+    def _load(self) -> int:
         found = self._checkpoints.latest()
         if found is None:
             self._model.feature_scale.copy_(self._measure_features())

@@ -204,6 +204,11 @@ def test_a_nucleus_wider_than_a_few_hundred_tokens(top_p: float) -> None:
         torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-2)
 
 
+def test_a_nucleus_without_mass_is_the_likeliest_token() -> None:
+    law = law_of(torch.tensor([[1.0, 3.0, 2.0]]), SamplingLaw(1.0, top_p=1e-50))
+    assert law.tolist() == [[0.0, 1.0, 0.0]]
+
+
 def test_top_k_keeps_ties_of_the_kth() -> None:
     law = law_of(torch.tensor([[1.0, 2.0, 1.0, 0.0]]), SamplingLaw(1.0, top_k=2))
     assert (law > 0).tolist() == [[True, True, True, False]]

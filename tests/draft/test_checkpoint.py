@@ -136,12 +136,23 @@ def changed(data: bytes, **changes: object) -> bytes:
         ({"rope_parameters": 3}, "lacks"),
         ({"num_hidden_layers": 3}, "lacks tensors"),
         ({"markov_head_type": "rnn"}, "joint_proj"),
+        ({"target_layer_ids": [0, 2]}, r"fc\.weight has another shape"),
+        ({"num_attention_heads": "four"}, "describes no possible draft"),
     ],
 )
 def test_foreign_newer_and_incomplete_configs_are_refused(changes: dict[str, object], message: str) -> None:
     files = to_files(model_of(BASE))
     with pytest.raises(FormatError, match=message):
         from_files(changed(files["config.json"], **changes), files["model.safetensors"])
+
+
+def test_a_mapping_out_of_the_vocabulary_is_refused() -> None:
+    pruned = model_of(CONFIGS["pruned"])
+    shifted = pruned.weights["d2t"].clone()
+    shifted[-1] = pruned.config.vocab_size
+    files = to_files(DraftModel(pruned.config, {**pruned.weights, "d2t": shifted}))
+    with pytest.raises(FormatError, match="d2t points outside"):
+        from_files(*(files[file] for file in FILES))
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])

@@ -206,6 +206,9 @@ def test_a_misfit_is_refused_and_the_old_draft_stays(
         "vocabulary": replace(config, vocab_size=config.vocab_size + 1, draft_vocab_size=config.vocab_size + 1),
         "target layers": replace(config, num_target_layers=9),
         "hidden size": replace(config, hidden_size=32),
+        "mask_token_id": replace(config, mask_token_id=config.vocab_size),
+        "target_layer_ids": replace(config, target_layer_ids=(config.num_target_layers - 1,)),
+        "block_size": replace(config, block_size=65),
     }
     engine = make_engine(loaded_target, draft, FixedPolicy())
     for what, misfit in misfits.items():

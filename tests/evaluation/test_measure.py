@@ -115,7 +115,9 @@ def test_speed_alternates_and_takes_medians_of_ratios(
 
     def rate(engine: Engine, request: object) -> tuple[float, measure.SpeculationStats]:
         order.append("plain" if isinstance(engine.policy, OffPolicy) else "speculative")
-        return next(rates), measure.SpeculationStats(num_spec_steps=2, num_accepted_tokens=3)
+        return next(rates), measure.SpeculationStats(
+            num_spec_steps=1, num_accepted_tokens=3, num_steps=2, num_output_tokens=5
+        )
 
     monkeypatch.setattr(measure, "_decode_rate", rate)
     monkeypatch.setattr(measure, "_transformers_rates", lambda bench, prompts: [5.0, 5.0])

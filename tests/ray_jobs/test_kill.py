@@ -182,6 +182,8 @@ def test_a_killed_capture_goes_on_to_the_same_bytes(bench: Bench, tokens: StepRe
     assert 0 < len(before) < total, "the kill came too late to test anything"
     kept = {name: _digest(bench, context, name.removesuffix(".json")) for name in before}
     output = bench.finish("ray_jobs.capture", context)
+    done = [json.loads(line)["done"] for line in bench.events(context).read_text().splitlines()]
+    assert min(done) > 0, "the second run began anew"
     assert dict(output.outputs) == dict(captured.outputs)
     for info in Manifest.from_json(output.outputs, kind="hidden-states").shards:
         assert _digest(bench, context, info.name) == info.sha256

@@ -142,6 +142,7 @@ class ByteText:
     """A tokenizer whose tokens are single bytes and an end token; nothing could split characters worse."""
 
     vocab_size = VOCAB_SIZE
+    max_token_chars = 1
 
     def encode(self, text: str) -> list[int]:
         """UTF-8 bytes."""

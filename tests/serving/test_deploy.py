@@ -57,9 +57,9 @@ def test_the_step_stays_light() -> None:
 
 def test_key_files_are_read_and_never_open_by_accident(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("# team a\nalpha\n\n beta \n")
+    keys.write_text("# team a\nalpha\n\n beta \n  # old key of team b\n")
     assert read_api_keys(keys) == ("alpha", "beta") and read_api_keys(None) == ()
-    keys.write_text("# none yet\n")
+    keys.write_text("# none yet\n\t# nor here\n")
     with pytest.raises(PlatformError, match="no API key"):
         read_api_keys(keys)
     with pytest.raises(PlatformError, match="cannot read"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -14,6 +15,8 @@ import openai
 import pytest
 
 from draftline import __version__
+from draftline.errors import TargetError
+from serving.errors import from_validation
 from tests.serving.scripted_engine import END_OF_TEXT, ScriptedEngine
 from tests.serving.servers import MODEL, Running, serve_scripted, wait_until
 
@@ -346,6 +349,83 @@ def test_a_full_server_answers_429_and_recovers() -> None:
             thread.join(10)
         assert results == ["abc", "abc"]
         assert server.client().completions.create(model=MODEL, prompt="x", max_tokens=3).choices[0].text == "abc"
+
+
+def test_a_full_server_answers_before_it_tokenises() -> None:
+    engine = ScriptedEngine(max_running=1)
+    engine.gate.clear()
+    with serve_scripted(engine, max_waiting=0) as server:
+        first = threading.Thread(target=post, args=(server, "/v1/completions", {"model": MODEL, "prompt": "x"}))
+        first.start()
+        wait_until(lambda: server.service.worker._num_admitted == 1)
+        encoded: list[str] = []
+        server.service.text.encode = encoded.append  # type: ignore[method-assign,assignment]
+        response = post(server, "/v1/completions", {"model": MODEL, "prompt": "y"})
+        assert response.status_code == 429 and encoded == []
+        engine.gate.set()
+        first.join(10)
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(server: Running) -> None:
+    chars = server.engine.max_context * server.service.text.max_token_chars + 1
+    chat = [{"role": "user", "content": "x" * (chars - 1)}, {"role": "user", "content": "x"}]
+    for path, part in (("/v1/completions", {"prompt": "x" * chars}), ("/v1/chat/completions", {"messages": chat})):
+        error = post(server, path, {"model": MODEL, **part}).json()["error"]
+        assert error["code"] == "context_length_exceeded" and f"the request has {chars}" in error["message"]
+
+
+def test_a_target_without_a_template_is_the_clients_error() -> None:
+    with serve_scripted() as server:
+
+        def refuse(messages: object) -> list[int]:
+            raise TargetError("this target has no chat template", remedy="Use /v1/completions")
+
+        server.service.text.encode_chat = refuse  # type: ignore[method-assign]
+        response = post(server, "/v1/chat/completions", {"model": MODEL, "messages": HELLO})
+        assert response.status_code == 400 and "/v1/completions" in response.json()["error"]["message"]
+
+
+def test_a_body_that_does_not_arrive_is_408(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.api.BODY_TIMEOUT_S", 0.1)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as lazy:
+        lazy.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+        answer = b""
+        while part := lazy.recv(4096):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 408 ") and b"request_timeout" in answer
+
+
+def test_the_openapi_document_has_all_it_refers_to(server: Running) -> None:
+    document = httpx.get(f"{server.url}/openapi.json").json()
+    found = set(re.findall(r'"\$ref": "([^"]+)"', json.dumps(document)))
+    assert "#/components/schemas/Message" in found
+    for reference in found:
+        node = document
+        for part in reference.removeprefix("#/").split("/"):
+            node = node[part]
+    assert {"400", "401", "429", "503"} <= document["paths"]["/v1/completions"]["post"]["responses"].keys()
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"prompt": [1] * 200_000 + [None]},
+        {"stop": [1] * 200_000},
+        {f"unknown{number}": 1 for number in range(50_000)},
+        {"messages": [{"role": "user", "content": [0] * 200_000}]},
+    ],
+)
+def test_a_million_faults_make_one_error(field: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(
+        "serving.api.from_validation", lambda error: (seen.append(error.error_count()), from_validation(error))[1]
+    )
+    with serve_scripted() as server:
+        path = "/v1/chat/completions" if "messages" in field else "/v1/completions"
+        response = post(
+            server, path, {"model": MODEL, **({"prompt": "x"} if path.endswith("v1/completions") else {}), **field}
+        )
+    assert response.status_code == 400 and seen and seen[0] < 10
 
 
 def test_more_choices_than_the_server_holds_is_400_not_429() -> None:

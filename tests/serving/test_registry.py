@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +105,37 @@ def test_a_damaged_copy_is_fetched_again(registry: Registry, tmp_path: Path) -> 
     assert kept.read_bytes() == b"good"
 
 
+def test_a_bad_copy_that_cannot_be_removed_is_not_taken(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.add(b"good")
+    kept = source(registry, tmp_path).fetch(f"{MODEL}/1").draft_dir / "model.safetensors"
+    kept.write_bytes(b"rotten")
+    monkeypatch.setattr(shutil, "rmtree", lambda path, ignore_errors=False: None)
+    with pytest.raises(FormatError, match="not the file that was registered"):
+        source(registry, tmp_path).fetch(f"{MODEL}/1")
+
+
+def test_two_registries_share_a_cache_without_mixing(registry: Registry, tmp_path: Path) -> None:
+    artefact = registry.add(b"ours")
+    ours = source(registry, tmp_path).fetch(f"{MODEL}/1")
+    other = artefact / "draft" / "model.safetensors"
+    other.write_bytes(b"theirs")
+    registry.client.set_model_version_tag(MODEL, "1", digest_tag("draft/model.safetensors"), file_digest(other))
+    theirs = source(registry, tmp_path).fetch(f"{MODEL}/1")
+    assert (ours.draft_dir / "model.safetensors").read_bytes() == b"ours"
+    assert (theirs.draft_dir / "model.safetensors").read_bytes() == b"theirs"
+
+
+def test_a_calibration_without_a_digest_is_left_out(registry: Registry, tmp_path: Path) -> None:
+    registry.add(b"one")
+    registry.client.delete_model_version_tag(MODEL, "1", digest_tag("calibration.json"))
+    assert source(registry, tmp_path).fetch(f"{MODEL}/1").calibration_file is None
+    registry.client.delete_model_version_tag(MODEL, "1", digest_tag("draft/config.json"))
+    with pytest.raises(FormatError, match=r"no sha256 of draft/config\.json"):
+        source(registry, tmp_path).fetch(f"{MODEL}/1")
+
+
 @pytest.mark.parametrize("uri", ["models:/support-desk", "models:/a@b@c", "models:/a/latest", "models:/a/b/3"])
 def test_an_unusable_uri_is_named(uri: str, tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="models:/NAME@ALIAS"):
@@ -172,6 +204,45 @@ def test_the_follower_refuses_once_and_keeps_the_old_draft(registry: Registry, t
     swaps.error = None
     registry.add(b"four")
     assert follower.check() and swaps.taken == [f"{MODEL}/4"]
+
+
+class Flaky:
+    """A source whose fetch fails while it has an error."""
+
+    def __init__(self, error: DraftlineError | None) -> None:
+        self.champion = "a/2"
+        self.error = error
+
+    def current(self) -> str:
+        """See DraftSource."""
+        return self.champion
+
+    def fetch(self, name: str) -> DraftFiles:
+        """See DraftSource."""
+        if self.error is not None:
+            raise self.error
+        return DraftFiles(name, Path(), None)
+
+
+@pytest.mark.parametrize("error", [RegistryError("could not download"), PlatformError("no MLflow server answers")])
+def test_a_registry_that_stumbles_refuses_nothing(error: DraftlineError) -> None:
+    flaky, swaps = Flaky(error), Swaps()
+    follower = DraftFollower(flaky, "a/1", swaps)
+    assert not follower.check() and swaps.taken == []
+    flaky.error = None
+    assert follower.check() and swaps.taken == ["a/2"]
+
+
+def test_an_alias_that_comes_back_is_judged_again() -> None:
+    flaky, swaps = Flaky(TargetError("made for another target")), Swaps()
+    follower = DraftFollower(flaky, "a/1", swaps)
+    assert not follower.check()
+    flaky.error = None
+    assert not follower.check(), "a refusal is remembered"
+    flaky.champion = "a/1"
+    assert not follower.check()
+    flaky.champion = "a/2"
+    assert follower.check() and swaps.taken == ["a/2"]
 
 
 def test_the_follower_outlives_a_registry_that_is_away(tmp_path: Path) -> None:

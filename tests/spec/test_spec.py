@@ -31,7 +31,7 @@ ODD = {
     "draft.target_layer_ids": [-1, 2, 5],
     "draft.mask_token_id": 3,
     "train.loss.ce": 0.25,
-    "evaluation.suites": ["humaneval"],
+    "evaluation.suites": ["humaneval", "held-out"],
     "serving.policy": "off",
 }
 
@@ -105,6 +105,9 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"tokens.max_length": 8}, "no room for a block"),
     ({"draft.enable_confidence_head": False}, "policy='threshold'"),
     ({"prompts.holdout_fraction": 0}, "held-out"),
+    ({"evaluation.suites": ["humaneval"]}, "lacks 'held-out'"),
+    ({"evaluation.lossless_prompts": 0}, "require_lossless"),
+    ({"prompts.calibration_fraction": 0}, "calibration_fraction"),
     ({"prompts.holdout_fraction": 0.8, "prompts.validation_fraction": 0.2}, "below 0.9"),
 ]
 
@@ -120,7 +123,9 @@ def test_impossible_combinations_are_refused(overrides: dict[str, Any], message:
     [
         {"draft.markov_rank": 0, "draft.confidence_with_markov": False},
         {"draft.enable_confidence_head": False, "serving.policy": "fixed"},
-        {"prompts.holdout_fraction": 0, "evaluation.suites": ["humaneval"]},
+        {"evaluation.suites": ["held-out"]},
+        {"evaluation.lossless_prompts": 0, "gate.require_lossless": False},
+        {"prompts.calibration_fraction": 0, "draft.enable_confidence_head": False, "serving.policy": "fixed"},
         {"tokens.max_length": 9},
         {"name": "a"},
         {"workspace": "file:///data"},

@@ -70,6 +70,7 @@ FROM_REPORT = {"report", "register", "gate", "deploy"}
         ({"cache.workers": 7}, set()),
         ({"seed": 1}, set(STATIONS)),
         ({"prompts.limit": 5}, set(STATIONS)),
+        ({"prompts.source": "elsewhere.jsonl"}, set()),
         ({"responses.max_new_tokens": 9}, FROM_RESPONSES),
         ({"responses.threads_per_worker": 1}, FROM_RESPONSES),
         ({"tokens.shard_tokens": 99}, FROM_RESPONSES - {"responses"}),
@@ -111,7 +112,7 @@ def test_facts_and_branches_enter_the_key() -> None:
     found = {content_key(station, BASE, inputs, {"item": item}) for item in ("held-out", "humaneval")}
     found.add(content_key(station, BASE, inputs))
     found.add(content_key(station, BASE, {**inputs, "draft": "other"}))
-    found.add(content_key(replace(station, version=2), BASE, inputs))
+    found.add(content_key(replace(station, version=99), BASE, inputs))
     assert len(found) == 5
     assert all(len(key) == 20 and set(key) <= set("0123456789abcdef") for key in found)
     shuffled = dict(reversed(inputs.items()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from draftline.cache.shards import Manifest, Shard, decode_shard
-from draftline.errors import InputError
+from draftline.errors import FormatError, InputError
 from draftline.progress import ListProgress
 from draftline.spec import RunSpec, derive
 from draftline.steps.context import StepContext, StepOutput
@@ -64,16 +65,18 @@ SPEC = derive(RunSpec(), {"tokens.max_length": 20, "tokens.shard_tokens": 12})
 
 
 def run_on(
-    folder: Path, shards: list[list[dict[str, Any]]], progress: ListProgress | None = None
+    folder: Path, shards: list[list[dict[str, Any]]], progress: ListProgress | None = None, damage: bytes = b""
 ) -> tuple[StepOutput, LocalStore]:
     store = LocalStore(folder)
     store.create()
     names = []
+    digests = {}
     for number, records in enumerate(shards):
         names.append(f"shard-{number:05d}.jsonl")
         lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records)
-        store.put(f"responses/r/{names[-1]}", lines.encode())
-    responses = StepResult("responses", "r", outputs={"shards": names, "target": "fingerprint"})
+        store.put(f"responses/r/{names[-1]}", lines.encode() + damage)
+        digests[names[-1]] = hashlib.sha256(lines.encode()).hexdigest()
+    responses = StepResult("responses", "r", outputs={"shards": names, "sha256": digests, "target": "fingerprint"})
     context = StepContext("tokens", "t", SPEC, store, {"responses": responses}, progress=progress or ListProgress())
     return run(context), store
 
@@ -125,3 +128,8 @@ def test_equal_responses_give_equal_bytes(tmp_path: Path) -> None:
 def test_nothing_to_train_on_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no training sample"):
         run_on(tmp_path, [[record(([1], [2, 3]), split="validation"), record(([1], [2]))]])
+
+
+def test_changed_answers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="not what its step wrote"):
+        run_on(tmp_path, [[record(([1, 2], [3, 4]))]], damage=b"\n")

@@ -192,6 +192,13 @@ class Exchange:
         self._lock = threading.Lock()
         self._given: list[Tensor] = []
 
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """Everyone takes the value of the thread that is named after the source."""
+        is_source = threading.current_thread().name == f"rank {source}"
+        if not is_source:
+            tensor.zero_()
+        self.all_reduce(tensor)
+
     def all_reduce(self, tensor: Tensor) -> None:
         with self._lock:
             self._given.append(tensor.clone())
@@ -216,17 +223,24 @@ def test_two_workers_count_what_one_counts(
     # Real workers are processes, each with a global generator of its own; threads take turns with theirs.
     def low_rank(table: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
         with lock:
-            return bigrams.low_rank(table, rank, seed)
+            first, second = bigrams.low_rank(table, rank, seed)
+        # On another processor the same decomposition may come out with other signs.
+        sign = -1.0 if threading.current_thread().name == "rank 1" else 1.0
+        return sign * first, sign * second
 
     monkeypatch.setattr(loop, "low_rank", low_rank)
-    monkeypatch.setattr(loop, "distributed", SimpleNamespace(all_reduce=exchange.all_reduce))
+    monkeypatch.setattr(
+        loop, "distributed", SimpleNamespace(all_reduce=exchange.all_reduce, broadcast=exchange.broadcast)
+    )
     trainers = [
         DraftTrainer(replace(base, spec=spec, prefix="pair"), loaded_target, rank=rank, world_size=2)
         for rank in range(2)
     ]
     histories: dict[int, list[dict[str, float]]] = {}
     threads = [
-        threading.Thread(target=lambda rank=rank: histories.setdefault(rank, trainers[rank].run()), daemon=True)
+        threading.Thread(
+            target=lambda rank=rank: histories.setdefault(rank, trainers[rank].run()), name=f"rank {rank}", daemon=True
+        )
         for rank in range(2)
     ]
     for thread in threads:
