@@ -52,12 +52,13 @@ _SCHEMAS = "#/components/schemas/{model}"
 RequestType = TypeVar("RequestType", bound=SamplingFields)
 
 
-def create_api(service: CompletionService, api_keys: Sequence[str] = ()) -> FastAPI:
+def create_api(service: CompletionService, api_keys: Sequence[str] = (), *, deployment: str = "") -> FastAPI:
     """The application.
 
     Args:
         service: Answers the requests.
         api_keys: Accepted bearer keys of ``/v1``; empty asks for none.
+        deployment: Shown by ``/version``: equal for replicas that were told the same.
     """
     api = FastAPI(title="Draftline", version=__version__, description="OpenAI-compatible speculative decoding")
     # What to_http may answer; FastAPI writes it into the OpenAPI document.
@@ -67,7 +68,7 @@ def create_api(service: CompletionService, api_keys: Sequence[str] = ()) -> Fast
     api.include_router(
         _v1_routes(service), prefix="/v1", dependencies=[Depends(_key_guard(api_keys))], responses=failures
     )
-    api.include_router(_service_routes(service))
+    api.include_router(_service_routes(service, deployment))
     api.add_exception_handler(DraftlineError, _on_error)
     api.add_exception_handler(HTTPException, _on_http_exception)
     api.add_exception_handler(ClientDisconnect, _on_client_gone)
@@ -118,7 +119,7 @@ def _v1_routes(service: CompletionService) -> APIRouter:
     return router
 
 
-def _service_routes(service: CompletionService) -> APIRouter:
+def _service_routes(service: CompletionService, deployment: str) -> APIRouter:
     router = APIRouter()
 
     @router.get("/health")
@@ -135,7 +136,7 @@ def _service_routes(service: CompletionService) -> APIRouter:
 
     @router.get("/version")
     async def version() -> dict[str, str]:
-        return {"version": __version__}
+        return {"version": __version__, **({"deployment": deployment} if deployment else {})}
 
     return router
 

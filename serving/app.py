@@ -5,6 +5,8 @@ Why one: see docs/adr/0010-one-deployment-for-ingress-and-engine.md.
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -12,7 +14,9 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 
+from draftline import __version__
 from draftline.errors import PlatformError
+from draftline.spec import RunSpec
 from serving.api import create_api
 from serving.loopback import confine_replica_port
 from serving.replica import Replica, ReplicaConfig, StartReplica, read_api_keys, start_replica
@@ -27,6 +31,21 @@ were there none, Serve would queue the surplus itself, without an answer.
 """
 
 
+def fingerprint(config: ReplicaConfig, start: StartReplica) -> str:
+    """Equal for deployments whose replicas would be equal; the draft is not part of it, replicas follow it."""
+    keys = config.api_keys_file.read_bytes() if config.api_keys_file is not None else b""
+    facts = (
+        __version__,
+        start.__module__,
+        start.__qualname__,
+        config.spec.target,
+        config.spec.serving,
+        replace(config, spec=RunSpec()),
+        hashlib.sha256(keys).hexdigest(),
+    )
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
 @serve.ingress()
 class EngineReplica:
     """One engine with its HTTP surface.
@@ -39,11 +58,12 @@ class EngineReplica:
     def __init__(self, config: ReplicaConfig, start: StartReplica = start_replica) -> None:
         confine_replica_port(ray.util.get_node_ip_address())
         self._keys = read_api_keys(config.api_keys_file)
+        self._fingerprint = fingerprint(config, start)
         self._replica: Replica = start(config)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
-        return create_api(self._replica.service, self._keys)
+        return create_api(self._replica.service, self._keys, deployment=self._fingerprint)
 
     def check_health(self) -> None:
         """Called by Serve; raising makes it replace this replica.

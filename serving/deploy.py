@@ -6,6 +6,7 @@ station (see :mod:`draftline.jobs`); ``deploy`` and ``undeploy`` are its parts.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
@@ -21,6 +22,7 @@ from draftline.errors import DraftlineError, PlatformError, StepError
 from draftline.jobs import read_request, report_result
 from draftline.registry_layout import ALIAS_CHAMPION
 from draftline.steps.context import StepContext, StepOutput
+from serving.registry import DraftFiles
 from serving.replica import ReplicaConfig, StartReplica, open_draft_source, read_api_keys, start_replica
 
 HOST = "127.0.0.1"
@@ -62,9 +64,11 @@ def deploy(
 ) -> Endpoint:
     """Deploy and wait until one request was answered.
 
-    A draft is fetched and verified here first, so that a bad one never makes
-    Serve replace a replica that works. Deploying the same again changes
-    nothing and is quick.
+    A draft is fetched, verified and compared with the target here first, so
+    that a bad one never makes Serve replace a replica that works. Deploying
+    the same again changes nothing: replicas go on, and take another champion
+    between two steps. Anything else replaces the replica, and nothing is
+    served until the new one has loaded.
 
     Args:
         config: For the replicas.
@@ -78,15 +82,19 @@ def deploy(
         PlatformError: no Ray there, the port is taken, or the application does not come up.
         DraftlineError: the draft cannot be had or is not what was registered.
     """
+    wanted: str | None = None
     if config.draft_uri is not None:
         source = open_draft_source(config)
-        source.fetch(source.current())
+        files = source.fetch(wanted := source.current())
+        _check_fits(config, files)
     _connect(ray_address)
     _start_serve(port)
-    _run(config, app, start)
     root = f"http://{HOST}:{port}"
+    if not _is_deployed(root, config, app, start):
+        # Serve makes up a new version each time, and stops the replica in use before it starts the next.
+        _run(config, app, start)
     deadline_s = time.monotonic() + timeout_s
-    draft = _wait_for_health(root, deadline_s)
+    draft = _wait_for_health(root, wanted, deadline_s)
     _prove(f"{root}/v1", config, deadline_s)
     return Endpoint(f"{root}/v1", config.spec.serving.model_name, app, draft)
 
@@ -195,15 +203,45 @@ def _run(config: ReplicaConfig, app: str, start: StartReplica) -> None:
         ) from None
 
 
-def _wait_for_health(root: str, deadline_s: float) -> str | None:
+def _is_deployed(root: str, config: ReplicaConfig, app: str, start: StartReplica) -> bool:
+    from ray import serve
+
+    from serving.app import fingerprint
+
+    found = serve.status().applications.get(app)
+    if found is None or found.status != "RUNNING":
+        return False
+    try:
+        document = httpx.get(f"{root}/version", timeout=5.0).json()
+    except (httpx.HTTPError, ValueError):
+        return False
+    return isinstance(document, dict) and document.get("deployment") == fingerprint(config, start)
+
+
+def _check_fits(config: ReplicaConfig, files: DraftFiles) -> None:
+    from draftline.draft.checkpoint import load_folder
+    from draftline.engine.engine import check_fits
+    from draftline.target.lean import ModelConfig
+    from draftline.target.load import prepare_target
+
+    target = prepare_target(config.spec.target, cache_dir=config.cache_dir)
+    document = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    check_fits(load_folder(files.draft_dir).config, ModelConfig.from_hf(document))
+
+
+def _wait_for_health(root: str, wanted: str | None, deadline_s: float) -> str | None:
+    """Until the endpoint is healthy and uses the wanted draft (a replica that went on swaps it in its own time)."""
     problem = "no answer"
     while time.monotonic() < deadline_s:
         try:
             response = httpx.get(f"{root}/health", timeout=5.0)
             if response.status_code == 200:
                 draft = response.json()["draft"]
-                return None if draft is None else str(draft)
-            problem = f"status {response.status_code}"
+                if draft == wanted:
+                    return wanted
+                problem = f"the draft {draft} instead of {wanted}"
+            else:
+                problem = f"status {response.status_code}"
         except httpx.HTTPError as error:
             problem = type(error).__name__
         time.sleep(_POLL_S)

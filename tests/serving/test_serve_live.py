@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from components.deploy.step import run
-from draftline.errors import FormatError, PlatformError
+from draftline.errors import FormatError, PlatformError, TargetError
 from draftline.registry_layout import digest_tag, file_digest
 from draftline.spec import derive
 from draftline.steps import StepContext, StepOutput, StepResult
@@ -140,6 +140,36 @@ def test_a_promotion_under_load_swaps_the_draft_and_loses_nothing(deployed: Depl
         counts += clients.map(ask, range(8))
     assert deployed.draft() == f"{REGISTERED}/2"
     assert set(counts) == {100}
+
+
+def replica_pids(deployed: Deployed) -> set[int]:
+    tops = [psutil.Process(pid) for pid in deployed.platform.pids.values()]
+    family = [process for top in tops for process in top.children(recursive=True)]
+    return {process.pid for process in family if "ServeReplica" in " ".join(process.cmdline())}
+
+
+def test_deploying_again_keeps_the_replica_and_its_streams(deployed: Deployed) -> None:
+    before = replica_pids(deployed)
+    assert before
+    stream = iter(
+        deployed.client().completions.create(
+            model=MODEL, prompt="x", max_tokens=900, stream=True, extra_body={"ignore_eos": True}
+        )
+    )
+    next(stream)
+    again = deploy_step(deployed.platform, deployed.target, deployed.workspace)
+    assert again.outputs == {**deployed.output.outputs, "draft": deployed.draft()}
+    assert replica_pids(deployed) == before
+    assert sum(len(chunk.choices) > 0 for chunk in stream) > 0
+
+
+def test_deploying_a_draft_of_another_target_fails_and_the_old_one_keeps_serving(deployed: Deployed) -> None:
+    before, champion = deployed.draft(), replica_pids(deployed)
+    misfit = write_draft(deployed.workspace / "misfit", deployed.target, seed=9, is_misfit=True)
+    register(deployed.platform, misfit)
+    with pytest.raises(TargetError, match="hidden size"):
+        deploy_step(deployed.platform, deployed.target, deployed.workspace)
+    assert deployed.draft() == before and replica_pids(deployed) == champion
 
 
 def test_deploying_a_tampered_draft_fails_and_the_old_one_keeps_serving(deployed: Deployed) -> None:
