@@ -21,17 +21,17 @@ MIN_OBSERVED_SHARE = 0.01
 """Nor over less of the work: the first unit also pays for loading and prefilling."""
 
 STATION_WEIGHTS: Mapping[str, float] = {
-    "prompts": 1,
-    "responses": 25,
-    "tokens": 1,
-    "hidden-states": 12,
-    "draft": 40,
-    "calibration": 5,
-    "evaluation": 12,
-    "report": 1,
-    "register": 1,
-    "gate": 0.5,
-    "deploy": 3,
+    "prompts": 0.1,
+    "responses": 31,
+    "tokens": 0.2,
+    "hidden-states": 14,
+    "draft": 28,
+    "calibration": 3,
+    "evaluation": 10,
+    "report": 0.5,
+    "register": 0.5,
+    "gate": 0.2,
+    "deploy": 2,
 }
 """Relative durations of the stations (a fan-out branch each), only to weigh those not yet seen against those seen."""
 

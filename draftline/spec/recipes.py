@@ -19,6 +19,7 @@ def smollm2_135m() -> RunSpec:
         "responses.max_new_tokens": 80,
         "draft.vocab_size": 4096,
         "train.steps": 180,
+        "train.checkpoint_every_steps": 30,
         "train.loss.ce": 1.0,
         "train.loss.tv": 1.0,
         "calibration.max_new_tokens": 64,
