@@ -22,5 +22,5 @@ def test_wrong_credentials(monkeypatch: pytest.MonkeyPatch, variable: str, creat
 def test_a_missing_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     assert REAL_SERVER is not None
     REAL_SERVER.use(monkeypatch)
-    with pytest.raises(StorageError, match="draftline up"):
+    with pytest.raises(StorageError, match="Create the bucket at your provider"):
         open_store("s3://draftline-no-such-bucket/ws").check()
