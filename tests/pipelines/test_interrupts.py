@@ -14,10 +14,14 @@ ENDING = [signal.SIGTERM, signal.SIGHUP]
 
 @pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)
 def test_it_becomes_an_interrupt(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), terminate_as_interrupt():
-        os.kill(os.getpid(), number)
-    assert signal.getsignal(number) == before
+    # The tests themselves may have been started to ignore it.
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(KeyboardInterrupt), terminate_as_interrupt():
+            os.kill(os.getpid(), number)
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
 
 
 @pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)

@@ -153,8 +153,10 @@ def tokens(bench: Bench, loaded_target: Target) -> StepResult:
         turns = [{"prompt_ids": ids[:start], "response_ids": ids[start:]}]
         split = "validation" if number % 20 == 0 else "train"
         lines.append(json.dumps({"id": name, "split": split, "turns": turns}) + "\n")
-    bench.store.put("responses/r/shard-00000.jsonl", "".join(lines).encode())
-    outputs = {"shards": ["shard-00000.jsonl"], "target": loaded_target.fingerprint}
+    name, data = "shard-00000.jsonl", "".join(lines).encode()
+    bench.store.put(f"responses/r/{name}", data)
+    digests = {name: hashlib.sha256(data).hexdigest()}
+    outputs = {"shards": [name], "sha256": digests, "target": loaded_target.fingerprint}
     responses = StepResult("responses", "r", outputs=outputs)
     output = run_tokens(StepContext("tokens", "t", bench.spec, bench.store, {"responses": responses}))
     return StepResult("tokens", "t", outputs=dict(output.outputs))
