@@ -17,6 +17,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from draftline.digests import require_digest
 from draftline.errors import FormatError
 
 DRAFT_DIR = "draft"
@@ -89,14 +90,8 @@ def verify_file(file: Path, expected: str, *, origin: str) -> None:
     """
     if not file.is_file():
         raise FormatError(f"{origin} is missing", remedy="Register the draft again")
-    found = file_digest(file)
-    if found != expected:
-        raise FormatError(
-            f"{origin} is not the file that was registered",
-            got=f"sha256 {found}",
-            expected=expected,
-            remedy="Someone changed it after registration; do not serve it, register the draft again",
-        )
+    remedy = "Someone changed it after registration; do not serve it, register the draft again"
+    require_digest(file_digest(file), expected, f"{origin} is not the file that was registered", remedy)
 
 
 def _listing(names: Iterable[str]) -> str:

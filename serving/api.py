@@ -222,7 +222,9 @@ async def _read(request: Request, kind: type[RequestType]) -> RequestType:
                 if len(body) > MAX_BODY_BYTES:
                     raise BodyTooLarge(f"The request body exceeds {MAX_BODY_BYTES} bytes")
     except TimeoutError:
-        raise RequestTimeout(f"The request body did not arrive within {BODY_TIMEOUT_S:g} seconds") from None
+        raise RequestTimeout(
+            f"The request body did not arrive within {BODY_TIMEOUT_S:g} seconds; send it again"
+        ) from None
     try:
         return kind.model_validate_json(bytes(body))
     except ValidationError as error:

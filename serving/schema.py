@@ -7,7 +7,7 @@ long as their value asks for nothing (``frequency_penalty: 0``).
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -48,6 +48,12 @@ NEUTRAL_VALUES: dict[str, tuple[object, ...]] = {
 """Unsupported fields, with the values under which they ask for nothing."""
 
 
+_Item = TypeVar("_Item")
+
+FailFastList = Annotated[list[_Item], Field(fail_fast=True)]
+"""Gives up at its first wrong item: every branch of a union is tried, and a long list would make millions of errors."""
+
+
 class Strict(BaseModel):
     """Base of request parts: no unknown key, no silent conversion, no NaN."""
 
@@ -79,7 +85,7 @@ class Message(Strict):
     """One turn of a conversation; only text is understood."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
+    content: str | FailFastList[TextPart]
 
     @model_validator(mode="before")
     @classmethod
@@ -121,7 +127,7 @@ class SamplingFields(Strict):
     top_k: Annotated[int, Field(ge=-1)] | None = 0
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = 1
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
+    stop: str | FailFastList[str] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     ignore_eos: bool = False
@@ -212,13 +218,7 @@ class CompletionRequest(SamplingFields):
         logprobs: 0 reports the chosen tokens' log-probabilities, ``null`` none.
     """
 
-    # Every branch is tried; each gives up at its first wrong item, or a long prompt makes millions of errors.
-    prompt: (
-        str
-        | Annotated[list[str], Field(fail_fast=True)]
-        | Annotated[list[int], Field(fail_fast=True)]
-        | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], Field(fail_fast=True)]
-    )
+    prompt: str | FailFastList[str] | FailFastList[int] | FailFastList[FailFastList[int]]
     logprobs: int | None = None
 
     @field_validator("logprobs")

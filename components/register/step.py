@@ -20,7 +20,7 @@ from components.registry import (
     registry_errors,
     version_by_key,
 )
-from draftline.errors import FormatError
+from draftline.digests import require_digest
 from draftline.registry_layout import (
     CALIBRATION_FILE,
     CARD_FILE,
@@ -121,13 +121,9 @@ def gather_folder(context: StepContext, folder: Path) -> dict[str, str]:
         target.parent.mkdir(parents=True, exist_ok=True)
         context.store.get_file(key, target)
         digests[path] = file_digest(target)
-        if expected is not None and digests[path] != expected:
-            raise FormatError(
-                f"{key} in the workspace is not the file its step wrote",
-                got=f"sha256 {digests[path]}",
-                expected=expected,
-                remedy="Delete that step's folder in the workspace and run again",
-            )
+        if expected is not None:
+            what = f"{key} in the workspace is not the file its step wrote"
+            require_digest(digests[path], expected, what, "Delete that step's folder in the workspace and run again")
 
     for file, expected in sorted(draft.outputs["files"].items()):
         fetch(f"{draft.prefix}/{DRAFT_DIR}/{file}", f"{DRAFT_DIR}/{file}", expected)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-
+from draftline.digests import digest_of, require_digest
 from draftline.draft.checkpoint import CONFIG_FILE, WEIGHTS_FILE, DraftModel, from_files
-from draftline.errors import FormatError
 from draftline.steps.ledger import StepResult
 from draftline.storage.base import ObjectStore
 
@@ -21,12 +19,6 @@ def stored_draft(store: ObjectStore, draft: StepResult) -> DraftModel:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         key = f"{draft.prefix}/draft/{name}"
         data[name] = store.get(key)
-        digest = hashlib.sha256(data[name]).hexdigest()
-        if digest != draft.outputs["files"][name]:
-            raise FormatError(
-                f"{key} is not what was trained",
-                got=f"sha256 {digest[:12]}",
-                expected=str(draft.outputs["files"][name])[:12],
-                remedy="Delete the draft step's folder and run again",
-            )
+        remedy = "Delete the draft step's folder and run again"
+        require_digest(digest_of(data[name]), draft.outputs["files"][name], f"{key} is not what was trained", remedy)
     return from_files(data[CONFIG_FILE], data[WEIGHTS_FILE], origin=draft.prefix)

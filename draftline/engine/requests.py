@@ -102,7 +102,7 @@ class SpeculationStats:
 
     @property
     def mean_accepted_length(self) -> float:
-        """VLLM's figure: tokens per step that verified something, bonus included; 0 before the first."""
+        """Tokens per step that verified something, bonus included (as in vLLM); 0 before the first."""
         return 1 + self.num_accepted_tokens / self.num_spec_steps if self.num_spec_steps else 0.0
 
 

@@ -7,12 +7,12 @@ step killed a moment earlier left none and runs again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from draftline.digests import digest_of, require_digest
 from draftline.errors import FormatError, ObjectExists, ObjectNotFound
 from draftline.storage.base import ObjectStore
 
@@ -87,19 +87,13 @@ def step_prefix(station: str, key: str) -> str:
 
 
 def verify_bytes(data: bytes, expected: str, *, origin: str) -> None:
-    """Check a file's content against its recorded digest.
+    """Check an object of a step against the digest that its step recorded.
 
     Raises:
         FormatError: it differs.
     """
-    found = hashlib.sha256(data).hexdigest()
-    if found != expected:
-        raise FormatError(
-            f"{origin} is not what its step wrote",
-            got=f"sha256 {found}",
-            expected=expected,
-            remedy="Delete that step's folder in the workspace and run again",
-        )
+    remedy = "Delete that step's folder in the workspace and run again"
+    require_digest(digest_of(data), expected, f"{origin} is not what its step wrote", remedy)
 
 
 class Ledger:

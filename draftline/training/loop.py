@@ -85,6 +85,7 @@ def draft_config(spec: RunSpec, target: Target) -> DraftConfig:
         raise SpecError(
             f"draft.vocab_size={size} has no room beside the target's end tokens",
             expected=f"at least {len(target.eos_token_ids) + 1}, or 0 for the whole vocabulary",
+            remedy="Set draft.vocab_size to 0, or to a few thousand",
         )
     return DraftConfig(
         vocab_size=config.vocab_size,

@@ -12,6 +12,7 @@ from draftline.cache.shards import Shard, decode_shard
 from draftline.capture.capture import capture_shard
 from draftline.spec import TargetSpec
 from draftline.target.load import Target, load_target
+from tests.counted_forward import count_rows
 from tests.training.cases import Conversation, conversations, token_shard
 
 
@@ -86,14 +87,7 @@ def test_the_codec_rounds_and_nothing_else(loaded_target: Target, tokens: Shard)
 def test_shared_beginnings_are_not_computed_again(
     loaded_target: Target, samples: list[Conversation], tokens: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    processed: list[int] = []
-    forward = loaded_target.model.forward
-
-    def counted(batch, cache, taps=()):  # type: ignore[no-untyped-def]
-        processed.append(len(batch.token_ids_N))
-        return forward(batch, cache, taps)
-
-    monkeypatch.setattr(loaded_target.model, "forward", counted)
+    processed = count_rows(loaded_target, monkeypatch)
     capture_shard(loaded_target, tokens, (0,), "fp32")
     assert processed[2:5] == [1, 1, 1], "a repetition and beginnings need their last token only"
     assert processed[0] == len(samples[0][1]) and processed[1] < len(samples[1][1])

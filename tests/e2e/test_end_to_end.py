@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
 import os
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
-from draftline.spec import RunSpec, build_spec
+from draftline.spec import RunSpec
 from draftline.steps import STATIONS, StepResult
 from draftline.storage import open_store
 from pipelines.embedded.platform import Platform
@@ -22,56 +20,10 @@ from pipelines.preflight import prepare
 from pipelines.run_local import LocalRun, new_folder, run_local
 from pipelines.session import step_environment
 from pipelines.summary import render_summary
+from tests.e2e.tiny_run import tiny_spec
 from tests.servers.s3 import S3_SERVERS, S3Server, fresh_workspace, named_server
-from tests.servers.tiny_target import grammar_pair
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def prompts_file(tmp_path: Path) -> Path:
-    """Questions of the grammar, some lines spoilt."""
-    source = random.Random(1)
-    lines = [json.dumps({"turns": [f"{grammar_pair(source)[0]} ({number})"]}).encode() for number in range(120)]
-    lines += [b"{not json", b'{"turns": []}', b'{"turns": ["\xff\xfe"]}', lines[0]]
-    path = tmp_path / "prompts.jsonl"
-    path.write_bytes(b"\n".join(lines))
-    return path
-
-
-def tiny_spec(name: str, target: Path, prompts: Path, workspace: str) -> RunSpec:
-    """A run of about a minute; the gate asks for losslessness and little else."""
-    return build_spec(
-        {
-            "name": name,
-            "workspace": workspace,
-            "target": {"source": str(target), "dtype": "fp32"},
-            "prompts": {"source": str(prompts), "near_duplicate_threshold": 1.0, "holdout_fraction": 0.2},
-            "responses": {"max_new_tokens": 16, "shard_prompts": 32, "threads_per_worker": 1},
-            "tokens": {"max_length": 128, "shard_tokens": 512},
-            "cache": {"codec": "fp32"},
-            "draft": {"num_taps": 2, "vocab_size": 200, "markov_rank": 8, "block_size": 4},
-            "train": {
-                "steps": 40,
-                "samples_per_step": 8,
-                "anchors_per_sample": 8,
-                "threads_per_worker": 1,
-                "checkpoint_every_steps": 20,
-                "validate_every_steps": 20,
-            },
-            "calibration": {"max_prompts": 4, "max_new_tokens": 16, "profile_cost": False},
-            "evaluation": {
-                "max_prompts": 6,
-                "max_new_tokens": 16,
-                "timing_prompts": 2,
-                "hf_prompts": 1,
-                "lossless_prompts": 6,
-                "lossless_tokens": 16,
-            },
-            "gate": {"min_accepted_length": 1.0, "min_speedup": 0.0, "max_ece": 1.0},
-            "serving": {"model_name": name, "max_requests": 4},
-        }
-    )
 
 
 def make_run(spec: RunSpec, platform: Platform, home: Path) -> tuple[dict[str, StepResult], str]:

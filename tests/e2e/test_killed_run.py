@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -19,11 +20,9 @@ from draftline.spec import derive, dump_spec
 from draftline.steps import STATIONS, StepContext, StepResult
 from draftline.storage import open_store
 from pipelines.embedded.platform import Platform
-from tests.e2e.test_end_to_end import prompts_file, tiny_spec
+from tests.e2e.tiny_run import tiny_spec
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-__all__ = ["prompts_file"]
 
 
 def relatives(home: Path) -> list[str]:
@@ -62,6 +61,10 @@ def test_a_killed_run_continues_to_the_same_weights(
     assert again.returncode == 0, (again.stdout + again.stderr)[-5000:]
     for station in ("prompts", "responses", "tokens", "hidden-states"):
         assert re.search(rf"\[{station}\] already done", again.stdout), again.stdout[:3000]
+    newest = max(home.glob("runs/*/*/events.jsonl"), key=lambda path: path.stat().st_mtime)
+    events = [json.loads(line) for line in newest.read_text().splitlines()]
+    trained = [event["done"] for event in events if (event["step"], event["state"]) == ("draft", "running")]
+    assert min(trained) > spec.train.checkpoint_every_steps, "the training began anew"
     assert relatives(home) == []
     store = open_store(str(workspace))
     (result,) = (StepResult.from_json(path.read_bytes()) for path in workspace.glob("draft/*/result.json"))

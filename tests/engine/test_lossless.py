@@ -11,6 +11,7 @@ from draftline.draft.checkpoint import DraftModel
 from draftline.engine.policy import FixedPolicy, LengthPolicy, OffPolicy, ThresholdPolicy
 from draftline.engine.requests import EngineRequest, SamplingParams
 from draftline.target.load import Target
+from tests.counted_forward import count_rows
 from tests.engine.runs import Answer, answer, check_dense, finish, gather, greedy, make_engine, questions
 from tests.servers.tiny_target import bigram_draft, random_draft, tiny_draft_config
 
@@ -37,19 +38,6 @@ def assert_equal(found: dict[str, Answer], plain: dict[str, Answer]) -> None:
         assert one.token_ids == plain[name].token_ids, name
         assert one.reasons == plain[name].reasons
         assert one.logprobs == pytest.approx(plain[name].logprobs, abs=2e-4)
-
-
-def count_rows(target: Target, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Tokens of every forward of the target from here on."""
-    rows: list[int] = []
-    forward = target.model.forward
-
-    def counted(batch, cache, taps=()):  # type: ignore[no-untyped-def]
-        rows.append(len(batch.token_ids_N))
-        return forward(batch, cache, taps)
-
-    monkeypatch.setattr(target.model, "forward", counted)
-    return rows
 
 
 @pytest.mark.parametrize("policy", [OffPolicy(), FixedPolicy(), FixedPolicy(2), ThresholdPolicy(0.3)])
