@@ -7,7 +7,6 @@ vocabulary, r Markov rank.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,27 +15,11 @@ from torch.nn import functional
 from draftline.decoding.verify import draw
 from draftline.draft.config import DraftConfig
 from draftline.draft.model import ConfidenceHead, MarkovHead
+from draftline.draft.proposer import ProcessedTokens, Proposal
 from draftline.target.batch import Segment
 from draftline.target.kv_cache import SlotKVCache
 from draftline.target.lean import RotaryTable, attend, rms_norm
 from draftline.target.linear import PackedLinear
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """Drafted blocks of some requests.
-
-    Attributes:
-        token_ids_RB: Drafted target ids.
-        columns_RB: The same as draft-vocabulary columns.
-        confidence_RB: Confidence logits (raw), or ``None`` without a head.
-        law_RBW: The laws they were drawn from; ``None`` when all are greedy.
-    """
-
-    token_ids_RB: Tensor
-    columns_RB: Tensor
-    confidence_RB: Tensor | None
-    law_RBW: Tensor | None
 
 
 class DraftRunner:
@@ -85,16 +68,26 @@ class DraftRunner:
         )
         self._mask_embedding = embedding_VD[config.mask_token_id]
 
+    @property
+    def block_size(self) -> int:
+        """See :class:`~draftline.draft.proposer.Proposer`."""
+        return self.config.block_size
+
+    @property
+    def tap_ids(self) -> tuple[int, ...]:
+        """See :class:`~draftline.draft.proposer.Proposer`."""
+        return self.config.target_layer_ids
+
     @torch.inference_mode()
-    def append(self, taps_NLD: Tensor, positions_N: Tensor, cache_index_N: Tensor) -> None:
+    def append(self, tokens: ProcessedTokens) -> None:
         """Add the context features of tokens that the target has processed."""
         config = self.config
-        features = self._fc(taps_NLD.reshape(taps_NLD.shape[0], -1))
+        features = self._fc(tokens.taps_NLD.reshape(tokens.taps_NLD.shape[0], -1))
         context = rms_norm(features, self._hidden_norm, config.rms_norm_eps)
-        cos, sin = self._rotary.at(positions_N)
+        cos, sin = self._rotary.at(tokens.positions_N)
         for i, layer in enumerate(self._layers):
             k, v = layer.keys_values(context, self._rotary, cos, sin)
-            self._cache.append(i, cache_index_N, torch.cat([k, v], 1))
+            self._cache.append(i, tokens.cache_index_N, torch.cat([k, v], 1))
 
     def move(self, source: int, destination: int, length: int) -> None:
         """Copy a slot's first ``length`` features over another slot's."""
@@ -109,15 +102,7 @@ class DraftRunner:
         temperatures: Sequence[float],
         uniforms_RB: Tensor | None,
     ) -> Proposal:
-        """Draft one block per request.
-
-        Args:
-            slots: Slot of each request, ascending.
-            anchor_ids: Last token of each, not yet seen by the target.
-            starts: Its position, which is the length of the context.
-            temperatures: 0 drafts greedily.
-            uniforms_RB: Randomness of the requests with a temperature.
-        """
+        """See :meth:`draftline.draft.proposer.Proposer.propose`."""
         hidden = self._backbone(slots, anchor_ids, starts)
         rows, block = len(slots), self.config.block_size
         base = self._head(hidden.reshape(rows * block, -1)).view(rows, block, -1)

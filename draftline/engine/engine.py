@@ -21,7 +21,8 @@ from draftline.calibration.survival import Calibration
 from draftline.decoding.verify import SamplingLaw, law_of, num_matching, verify_sampled
 from draftline.draft.checkpoint import DraftModel
 from draftline.draft.config import DraftConfig
-from draftline.draft.runner import DraftRunner, Proposal
+from draftline.draft.proposer import EngineRoom, ProcessedTokens, Proposal, Proposer, ProposerFactory
+from draftline.draft.runner import DraftRunner
 from draftline.engine.policy import LengthPolicy, OffPolicy
 from draftline.engine.requests import (
     EngineLoad,
@@ -105,8 +106,7 @@ class Engine:
         self._slots = SlotTable(limits.num_slots)
         self._waiting: deque[EngineRequest] = deque()
         self._cancelled: set[str] = set()
-        self._runner: DraftRunner | None = None
-        self._draft: DraftModel | None = None
+        self._proposer: Proposer | None = None
         self._mean_budget = 0.0
 
     # -- requests -----------------------------------------------------------------------------------------------
@@ -154,27 +154,42 @@ class Engine:
         return EngineLoad(len(self._slots.running), len(self._waiting), used / capacity, self._mean_budget)
 
     def swap_draft(self, draft: DraftModel | None) -> None:
-        """Take another draft, or none; call between steps.
-
-        Requests in flight go on without speculation (their context features
-        belong to the old draft); the output law does not change.
+        """Take another trained draft, or none; see :meth:`swap_proposer`.
 
         Raises:
             TargetError: the draft was made for another target; the old one stays.
         """
-        runner = None
-        if draft is not None:
-            check_fits(draft.config, self._target.config)
-            runner = DraftRunner(
+        if draft is None:
+            self.swap_proposer(None)
+            return
+        check_fits(draft.config, self._target.config)
+        self.swap_proposer(
+            lambda room: DraftRunner(
                 draft.config,
                 draft.weights,
                 self._target.embedding_VD,
                 self._target.lm_head_VD,
                 self._target.dtype,
-                self._limits.num_slots,
-                self._num_positions,
+                room.num_slots,
+                room.num_positions,
             )
-        self._runner, self._draft = runner, draft
+        )
+
+    def swap_proposer(self, make: ProposerFactory | None) -> None:
+        """Draft by other means from now on, or not at all; call between steps.
+
+        Requests in flight go on without speculation (what the old proposer
+        knew of them is lost); the output law does not change.
+
+        Raises:
+            TargetError: it proposes larger blocks than the engine has room for; the old one stays.
+        """
+        proposer = make(EngineRoom(self._limits.num_slots, self._num_positions)) if make is not None else None
+        if proposer is not None and not 1 <= proposer.block_size <= MAX_BLOCK_SIZE:
+            raise TargetError(
+                "the engine has no room for the blocks", got=proposer.block_size, expected=f"1 to {MAX_BLOCK_SIZE}"
+            )
+        self._proposer = proposer
         for request in self._slots.running:
             request.has_draft_context = False
         self._slots.forget()
@@ -195,7 +210,7 @@ class Engine:
         drafted = self._drafted_ids(proposal, drafting, lengths)
         chunks, ready = self._chunks(running, drafted)
         batch = build_batch([c for _, c in chunks], self._num_positions, self._model.dtype, self._model.device)
-        taps = self._draft.config.target_layer_ids if self._draft is not None else ()
+        taps = self._proposer.tap_ids if self._proposer is not None else ()
         output = self._model.forward(batch, self._cache, taps)
         logits, first_row = self._logits(output, chunks, ready)
         best, log_normaliser = logits.argmax(-1).tolist(), logits.float().logsumexp(-1)
@@ -245,14 +260,14 @@ class Engine:
             slot = len(self._slots.running)
             if length and source != slot:
                 self._cache.move(source, slot, length)
-                if self._runner is not None:
-                    self._runner.move(source, slot, length)
+                if self._proposer is not None:
+                    self._proposer.move(source, slot, length)
             seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(63)
             self._slots.admit(RunningRequest(request, slot, length, np.random.default_rng(seed)))
         self._waiting.extendleft(reversed(later))
 
     def _propose(self, decoding: Sequence[RunningRequest]) -> tuple[Proposal | None, list[RunningRequest]]:
-        if self._runner is None or not self.policy.wants_draft:
+        if self._proposer is None or not self.policy.wants_draft:
             return None, []
         # The last token needs no draft: the target's own draw ends the request.
         drafting = []
@@ -266,9 +281,9 @@ class Engine:
         temperatures = [r.request.sampling.temperature for r in drafting]
         uniforms = None
         if any(t > 0 for t in temperatures):
-            block = self._runner.config.block_size
+            block = self._proposer.block_size
             uniforms = torch.from_numpy(np.stack([r.random.random(block) for r in drafting]))
-        proposal = self._runner.propose(
+        proposal = self._proposer.propose(
             [r.slot for r in drafting],
             [r.output_ids[-1] for r in drafting],
             [r.num_processed for r in drafting],
@@ -290,6 +305,8 @@ class Engine:
             raw = proposal.confidence_RB.double().numpy()
             survival = (self.calibration or Calibration.identity(block)).survival(raw)
         lengths = self.policy.lengths(survival, block, len(drafting))
+        if proposal.lengths_R is not None:
+            lengths = [min(n, drafted) for n, drafted in zip(lengths, proposal.lengths_R, strict=True)]
         # A request never needs more drafts than tokens it may still emit, less the target's own.
         lengths = [
             min(n, r.request.sampling.max_tokens - len(r.output_ids) - 1)
@@ -390,7 +407,7 @@ class Engine:
                 columns, draft_law = proposal.columns_RB[row].tolist(), proposal.law_RBW[row]
             else:
                 columns, draft_law = [], law[:0]
-            mapping = self._runner.draft_to_target if self._runner is not None else None
+            mapping = self._proposer.draft_to_target if self._proposer is not None else None
             accepted, following = verify_sampled(law, draft_law, drafted, columns, mapping, uniforms)
         if self.traces is not None and proposal is not None and row is not None:
             head = proposal.confidence_RB
@@ -431,12 +448,12 @@ class Engine:
         return TokenEvent(request.request.request_id, tuple(emitted), tuple(chosen.tolist()), reason, stats)
 
     def _append_features(self, output: TargetOutput, batch: StepBatch, kept: Tensor) -> None:
-        if self._runner is None:
+        if self._proposer is None:
             return
-        if len(kept) == len(batch.positions_N):
-            self._runner.append(output.taps_NLD, batch.positions_N, batch.cache_index_N)
-        else:
-            self._runner.append(output.taps_NLD[kept], batch.positions_N[kept], batch.cache_index_N[kept])
+        ids, positions, index, taps = batch.token_ids_N, batch.positions_N, batch.cache_index_N, output.taps_NLD
+        if len(kept) < len(positions):
+            ids, positions, index, taps = ids[kept], positions[kept], index[kept], taps[kept]
+        self._proposer.append(ProcessedTokens(ids, positions, index, taps))
 
     # -- leaving ------------------------------------------------------------------------------------------------
 
@@ -458,8 +475,8 @@ class Engine:
         if moved is not None:
             source, destination, length = moved
             self._cache.move(source, destination, length)
-            if self._runner is not None:
-                self._runner.move(source, destination, length)
+            if self._proposer is not None:
+                self._proposer.move(source, destination, length)
 
 
 def _check_law(sampling: SamplingParams) -> None:

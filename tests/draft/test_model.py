@@ -12,6 +12,7 @@ from torch import Tensor
 from draftline.draft.checkpoint import export_state
 from draftline.draft.config import DraftConfig
 from draftline.draft.model import DraftInputs, DSparkDraft
+from draftline.draft.proposer import ProcessedTokens
 from draftline.draft.runner import DraftRunner
 from tests.draft.plain import PlainDraft
 from tests.servers.tiny_target import random_module
@@ -127,7 +128,9 @@ def fill(runner: DraftRunner, sample: int, slot: int, length: int, num_positions
     """Give a slot its features in three ragged parts, as an engine would."""
     for start, end in ((0, 2), (2, length - 1), (length - 1, length)):
         positions = torch.arange(start, end)
-        runner.append(TAPS[sample, start:end].view(-1, 3, 24), positions, slot * num_positions + positions)
+        ids = torch.zeros_like(positions)  # a block draft reads features alone
+        taps = TAPS[sample, start:end].view(-1, 3, 24)
+        runner.append(ProcessedTokens(ids, positions, slot * num_positions + positions, taps))
 
 
 def make_runner(config: DraftConfig, draft: DSparkDraft) -> DraftRunner:
