@@ -11,9 +11,10 @@ from torch import Tensor
 
 from draftline.draft.checkpoint import export_state
 from draftline.draft.config import DraftConfig
-from draftline.draft.model import DraftInputs, DSparkDraft
+from draftline.draft.model import DSparkDraft
 from draftline.draft.proposer import ProcessedTokens
 from draftline.draft.runner import DraftRunner
+from tests.draft.forward import Sequences, block_inputs, fill_slot, module_outputs, true_previous
 from tests.draft.plain import PlainDraft
 from tests.servers.tiny_target import random_module
 
@@ -59,6 +60,7 @@ def random_tensor(*shape: int, seed: int) -> Tensor:
 EMBEDDING, LM_HEAD = random_tensor(23, 24, seed=1), random_tensor(23, 24, seed=2)
 TAPS = random_tensor(2, TOKENS, 3 * 24, seed=3) * torch.tensor([5.0, 0.2, 1.0]).repeat_interleave(24)
 IDS = torch.randint(0, 22, (2, TOKENS + 8), generator=torch.Generator().manual_seed(4))
+GIVEN = Sequences(TAPS, IDS, EMBEDDING, LM_HEAD)
 
 
 def vocab_of(config: DraftConfig) -> Tensor | None:
@@ -73,44 +75,14 @@ def make(config: DraftConfig) -> DSparkDraft:
 
 def plain_of(config: DraftConfig, draft: DSparkDraft) -> PlainDraft:
     state = {name: value.double().numpy() for name, value in export_state(draft, vocab_of(config)).items()}
-    return PlainDraft(config, state, EMBEDDING.double().numpy(), LM_HEAD.double().numpy())
-
-
-def inputs_of(config: DraftConfig, previous: Tensor) -> DraftInputs:
-    """Two samples, three anchors each, by the plain rule: context before the anchor, and the own block."""
-    block, slots = config.block_size, config.block_size * len(ANCHORS)
-    mask = torch.full((2, 1, slots, TOKENS + slots), float("-inf"))
-    block_ids = torch.full((2, slots), config.mask_token_id)
-    positions = torch.empty(2, slots, dtype=torch.long)
-    for a, anchor in enumerate(ANCHORS):
-        for k in range(block):
-            slot = a * block + k
-            mask[:, :, slot, :anchor] = 0
-            mask[:, :, slot, TOKENS + a * block : TOKENS + (a + 1) * block] = 0
-            positions[:, slot] = anchor + k
-        block_ids[:, a * block] = IDS[:, anchor]
-    return DraftInputs(TAPS, block_ids, previous, positions, mask)
-
-
-def true_previous(config: DraftConfig) -> Tensor:
-    return torch.stack([IDS[:, anchor + k] for anchor in ANCHORS for k in range(config.block_size)], 1)
-
-
-def module_logits(config: DraftConfig, draft: DSparkDraft, previous: Tensor) -> tuple[Tensor, Tensor | None]:
-    with torch.no_grad():
-        out = draft(inputs_of(config, previous), EMBEDDING)
-        vocab = vocab_of(config)
-        logits = out.hidden_SMD @ (LM_HEAD if vocab is None else LM_HEAD[vocab]).T
-        if draft.markov_head is not None:
-            logits = logits + draft.markov_head.markov_w2(out.latent_SMr)
-    return logits, out.confidence_SM
+    return PlainDraft(config.to_json(), state, EMBEDDING.double().numpy(), LM_HEAD.double().numpy())
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_module_equals_the_equations(name: str) -> None:
     config = CONFIGS[name]
     draft = make(config)
-    logits, confidence = module_logits(config, draft, true_previous(config))
+    logits, confidence = module_outputs(draft, GIVEN, ANCHORS, vocab_of(config), true_previous(config, IDS, ANCHORS))
     plain = plain_of(config, draft)
     assert (confidence is not None) == config.enable_confidence_head
     for sample in range(2):
@@ -122,15 +94,6 @@ def test_the_module_equals_the_equations(name: str) -> None:
             np.testing.assert_allclose(logits[sample, slots], expected.logits, atol=2e-4, rtol=1e-4)
             if confidence is not None:
                 np.testing.assert_allclose(confidence[sample, slots], expected.confidence, atol=2e-4, rtol=1e-4)
-
-
-def fill(runner: DraftRunner, sample: int, slot: int, length: int, num_positions: int) -> None:
-    """Give a slot its features in three ragged parts, as an engine would."""
-    for start, end in ((0, 2), (2, length - 1), (length - 1, length)):
-        positions = torch.arange(start, end)
-        ids = torch.zeros_like(positions)  # a block draft reads features alone
-        taps = TAPS[sample, start:end].view(-1, 3, 24)
-        runner.append(ProcessedTokens(ids, positions, slot * num_positions + positions, taps))
 
 
 def make_runner(config: DraftConfig, draft: DSparkDraft) -> DraftRunner:
@@ -146,7 +109,7 @@ def test_the_runner_equals_the_equations(name: str, temperature: float) -> None:
     runner, plain = make_runner(config, draft), plain_of(config, draft)
     places = [(0, 0, 9), (2, 1, 15)]
     for slot, sample, anchor in places:
-        fill(runner, sample, slot, anchor, 40)
+        fill_slot(runner, TAPS[sample], slot, anchor, 40)
     uniforms = torch.rand(2, config.block_size, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     anchors = [int(IDS[sample, anchor]) for _, sample, anchor in places]
     proposal = runner.propose([0, 2], anchors, [9, 15], [temperature] * 2, uniforms if temperature else None)
@@ -177,7 +140,7 @@ def test_greedy_and_sampled_requests_draft_together() -> None:
     draft = make(BASE)
     runner = make_runner(BASE, draft)
     for slot, sample in ((0, 0), (1, 1), (2, 0)):
-        fill(runner, sample, slot, 9, 40)
+        fill_slot(runner, TAPS[sample], slot, 9, 40)
     anchors = [int(IDS[sample, 9]) for sample in (0, 1, 0)]
     uniforms = torch.rand(3, 4, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     mixed = runner.propose([0, 1, 2], anchors, [9] * 3, [0.0, 1.0, 0.0], uniforms)
@@ -188,7 +151,7 @@ def test_greedy_and_sampled_requests_draft_together() -> None:
 def test_a_moved_slot_proposes_the_same() -> None:
     draft = make(BASE)
     runner = make_runner(BASE, draft)
-    fill(runner, 1, 3, 15, 40)
+    fill_slot(runner, TAPS[1], 3, 15, 40)
     anchor = int(IDS[1, 15])
     before = runner.propose([3], [anchor], [15], [0.0], None)
     runner.move(3, 1, 15)
@@ -200,9 +163,9 @@ def test_a_moved_slot_proposes_the_same() -> None:
 def test_blocks_do_not_see_one_another_nor_what_comes_after() -> None:
     """Changing features at or after an anchor, or another block's tokens, changes nothing of its block."""
     draft = make(BASE)
-    previous = true_previous(BASE)
-    base, _ = module_logits(BASE, draft, previous)
-    inputs = inputs_of(BASE, previous)
+    previous = true_previous(BASE, IDS, ANCHORS)
+    base, _ = module_outputs(draft, GIVEN, ANCHORS, None, previous)
+    inputs = block_inputs(BASE, GIVEN, ANCHORS, previous)
     taps, ids = inputs.taps_SCX.clone(), inputs.block_ids_SM.clone()
     taps[:, ANCHORS[1] :] += 1
     ids[:, 2 * BASE.block_size] = 1
