@@ -1,0 +1,128 @@
+"""Prompt lookup and a stand-alone model as drafts: what they propose, and that the output stays the target's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from scipy.stats import chisquare
+
+from draftline.draft.prompt_lookup import PromptLookup, continuation
+from draftline.draft.proposer import EngineRoom, ProposerFactory
+from draftline.draft.standalone import StandaloneDraft
+from draftline.engine.engine import MAX_BLOCK_SIZE, Engine, EngineLimits
+from draftline.engine.policy import FixedPolicy
+from draftline.engine.requests import EngineRequest, SamplingParams
+from draftline.errors import TargetError
+from draftline.target.load import Target
+from tests.counted_forward import count_rows
+from tests.engine.runs import Answer, answer, greedy, make_engine, questions
+from tests.engine.test_law import ALARM, NUM_REQUESTS, PROMPT, VOCAB, expected, target
+from tests.servers.tiny_target import toy_target
+
+__all__ = ["expected", "target"]  # the law's fixtures
+
+
+def text(letters: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return np.array([ord(letter) for letter in letters], dtype=np.int64)
+
+
+@pytest.mark.parametrize(
+    ("so_far", "count", "found"),
+    [
+        ("abcabdab", 2, "da"),  # "ab" occurs twice before: the later place counts
+        ("xabcyabc", 3, "yab"),  # three tokens match: what followed them, into the suffix itself
+        ("abab", 4, "ab"),  # no more than the text holds
+        ("abcd", 3, ""),
+        ("aaa", 2, "a"),
+        ("a", 2, ""),
+        ("zbxb", 2, "xb"),  # only a single token matches
+    ],
+)
+def test_a_lookup_continues_as_the_text_did(so_far: str, count: int, found: str) -> None:
+    assert continuation(text(so_far), 3, count).tolist() == text(found).tolist()
+
+
+def speculate(target: Target, make: ProposerFactory, slots: int, prefill_tokens: int = 512) -> Engine:
+    engine = Engine(target, EngineLimits(slots, 160, prefill_tokens), FixedPolicy())
+    engine.swap_proposer(make)
+    return engine
+
+
+@pytest.mark.parametrize("kind", ["lookup", "itself", "another"])
+@pytest.mark.parametrize(("slots", "prefill_tokens"), [(1, 512), (3, 9), (8, 20)])
+def test_no_proposer_changes_a_token(loaded_target: Target, kind: str, slots: int, prefill_tokens: int) -> None:
+    # Some requests twice, so that slots are taken over with their prefix.
+    prompts = questions(loaded_target, 6)
+    requests = greedy([*prompts, *prompts[:3]])
+    plain: dict[str, Answer] = {r.request_id: answer(make_engine(loaded_target), [r])[r.request_id] for r in requests}
+    other = replace(loaded_target, weights=_weights(loaded_target, 0.02))
+    model = loaded_target if kind == "itself" else other
+
+    def make(room: EngineRoom) -> PromptLookup | StandaloneDraft:
+        if kind == "lookup":
+            return PromptLookup(room, loaded_target.vocab_size, 4)
+        return StandaloneDraft(model, loaded_target, room, 4)
+
+    found = answer(speculate(loaded_target, make, slots, prefill_tokens), requests)
+    for name, one in found.items():
+        assert one.token_ids == plain[name].token_ids, name
+    accepted = sum(one.stats.num_accepted_tokens for one in found.values())
+    drafted = sum(one.stats.num_draft_tokens for one in found.values())
+    if kind == "itself":
+        # A model that drafts for itself is always right: its state survives slots that move, end and are taken over.
+        assert accepted == drafted > 0
+    else:
+        assert 0 < accepted < drafted
+
+
+def test_accepted_drafts_are_not_processed_again(loaded_target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = replace(loaded_target, weights=_weights(loaded_target, 0.0))
+    engine = speculate(loaded_target, lambda room: StandaloneDraft(model, loaded_target, room, 4), 1)
+    request = greedy(questions(loaded_target, 1), 26)[0]
+    rows = count_rows(model, monkeypatch)
+    answer(engine, [request])
+    # The first token, then five steps of five. Each processes the anchor and three drafts; the prompt comes before the
+    # first, and the fourth draft of a block before the next.
+    assert sum(rows) == len(request.prompt_ids) + 5 * 4 + 4
+
+
+@pytest.mark.parametrize("kind", ["lookup", "another"])
+def test_sampled_output_follows_the_targets_law(target: Target, expected: np.ndarray, kind: str) -> None:
+    """A right engine raises the alarm for one choice of seeds in 1,000; the seeds are fixed."""
+    other = toy_target(vocab_size=VOCAB, spread=0.9, seed=5)
+
+    def make(room: EngineRoom) -> PromptLookup | StandaloneDraft:
+        return PromptLookup(room, VOCAB, 2) if kind == "lookup" else StandaloneDraft(other, target, room, 2)
+
+    engine = Engine(target, EngineLimits(100, 16), FixedPolicy())
+    engine.swap_proposer(make)
+    requests = [EngineRequest(str(i), PROMPT, SamplingParams(5, 1.0, seed=i)) for i in range(NUM_REQUESTS)]
+    answers = answer(engine, requests)
+    counts = np.zeros((VOCAB, VOCAB))
+    for one in answers.values():
+        counts[one.token_ids[1], one.token_ids[2]] += 1
+    assert chisquare(counts.ravel(), expected.ravel() * NUM_REQUESTS).pvalue > ALARM
+    accepted = sum(one.stats.num_accepted_tokens for one in answers.values())
+    drafted = sum(one.stats.num_draft_tokens for one in answers.values())
+    assert 0 < accepted < drafted
+
+
+def test_a_model_with_another_vocabulary_is_refused(loaded_target: Target) -> None:
+    with pytest.raises(TargetError, match="another vocabulary"):
+        StandaloneDraft(toy_target(), loaded_target, EngineRoom(1, 8))
+
+
+def test_a_block_without_room_is_refused(loaded_target: Target) -> None:
+    engine = make_engine(loaded_target)
+    with pytest.raises(TargetError, match="no room"):
+        engine.swap_proposer(lambda room: PromptLookup(room, loaded_target.vocab_size, MAX_BLOCK_SIZE + 1))
+
+
+def _weights(target: Target, noise: float) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    weights = load_file(target.folder / "model.safetensors")
+    return {name: w.float() + noise * torch.randn(w.shape, generator=generator) for name, w in weights.items()}
