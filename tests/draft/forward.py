@@ -10,6 +10,7 @@ from torch import Tensor
 
 from draftline.draft.config import DraftConfig
 from draftline.draft.model import DraftInputs, DSparkDraft
+from draftline.draft.proposer import ProcessedTokens
 from draftline.draft.runner import DraftRunner
 
 
@@ -70,5 +71,6 @@ def fill_slot(runner: DraftRunner, taps_TX: Tensor, slot: int, length: int, num_
     config = runner.config
     for start, end in ((0, 2), (2, length - 1), (length - 1, length)):
         positions = torch.arange(start, end)
+        ids = torch.zeros_like(positions)  # a block draft reads features alone
         taps = taps_TX[start:end].view(-1, len(config.target_layer_ids), config.hidden_size)
-        runner.append(taps, positions, slot * num_positions + positions)
+        runner.append(ProcessedTokens(ids, positions, slot * num_positions + positions, taps))

@@ -12,7 +12,6 @@ from torch import Tensor
 from draftline.draft.checkpoint import export_state
 from draftline.draft.config import DraftConfig
 from draftline.draft.model import DSparkDraft
-from draftline.draft.proposer import ProcessedTokens
 from draftline.draft.runner import DraftRunner
 from tests.draft.forward import Sequences, block_inputs, fill_slot, module_outputs, true_previous
 from tests.draft.plain import PlainDraft
