@@ -18,7 +18,8 @@ from draftline.draft.model import num_parameters
 from draftline.errors import DraftlineError, StepError
 from draftline.steps import StepContext, StepOutput
 from draftline.target.load import load_target
-from draftline.training.loop import DraftTrainer, TrainingInputs, draft_config
+from draftline.training.architecture import draft_config
+from draftline.training.loop import DraftTrainer, TrainingInputs
 from ray_jobs.runtime import cluster_cpus, main, reserved_cpus
 
 _HISTORY = "history.jsonl"

@@ -8,6 +8,7 @@ start at any position.
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ class CacheReader:
                 f"the cache has no {split!r} samples",
                 remedy="Give more prompts, or raise the split's fraction in the spec",
             )
+        self.wait_s = 0.0
         self._open: OrderedDict[int, Shard] = OrderedDict()
         self._order: tuple[int, list[tuple[int, int]]] = (-1, [])
 
@@ -94,7 +96,17 @@ class CacheReader:
             counts = [s.num_samples for s in self.shards]
             self._order = (epoch, sample_order(counts, epoch, self._seed, self._window_shards))
         shard, sample = self._order[1][index]
-        return self.sample(shard, sample)
+        started = time.perf_counter()
+        found = self.sample(shard, sample)
+        self.wait_s += time.perf_counter() - started
+        return found
+
+    def announce(self, positions: Sequence[int]) -> None:
+        """See :class:`draftline.cache.source.SampleSource`; nothing is read ahead."""
+
+    def close(self) -> None:
+        """Forget the open shards."""
+        self._open.clear()
 
     def sample(self, shard_index: int, index: int) -> CachedSample:
         """One sample by shard and place; errors as :meth:`at`."""

@@ -16,6 +16,7 @@ FRAMEWORKS = {"ray", "kfp", "mlflow", "kubernetes", "vllm", "fastapi"}
 TENSOR_MODULES = {
     "draftline.cache.reader",
     "draftline.cache.shards",
+    "draftline.cache.source",
     "draftline.calibration.profile",
     "draftline.calibration.station",
     "draftline.capture.capture",
@@ -41,9 +42,13 @@ TENSOR_MODULES = {
     "draftline.target.linear",
     "draftline.target.load",
     "draftline.tokens.station",
+    "draftline.training.architecture",
     "draftline.training.batches",
+    "draftline.training.block_objective",
+    "draftline.training.build",
     "draftline.training.checkpoints",
     "draftline.training.loop",
+    "draftline.training.objective",
     "draftline.training.optimizers",
 }
 """The core's modules that need torch. All others form the torch-free ring, where a new module starts."""

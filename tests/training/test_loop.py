@@ -19,9 +19,10 @@ from draftline.engine.requests import EngineRequest, SamplingParams
 from draftline.errors import TrainingDiverged
 from draftline.spec import RunSpec, derive
 from draftline.target.load import Target
-from draftline.training import loop
+from draftline.training import block_objective, loop
+from draftline.training.architecture import default_mask_token, draft_config
 from draftline.training.checkpoints import CheckpointStore
-from draftline.training.loop import DraftTrainer, TrainingInputs, default_mask_token, draft_config
+from draftline.training.loop import DraftTrainer, TrainingInputs
 from tests.engine.runs import answer, make_engine
 from tests.training.cases import (
     SPEC,
@@ -228,7 +229,7 @@ def test_two_workers_count_what_one_counts(
         sign = -1.0 if threading.current_thread().name == "rank 1" else 1.0
         return sign * first, sign * second
 
-    monkeypatch.setattr(loop, "low_rank", low_rank)
+    monkeypatch.setattr(block_objective, "low_rank", low_rank)
     monkeypatch.setattr(
         loop, "distributed", SimpleNamespace(all_reduce=exchange.all_reduce, broadcast=exchange.broadcast)
     )

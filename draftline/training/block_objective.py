@@ -1,0 +1,202 @@
+"""Block drafts, DSpark and DFlash: distillation at the slots of random anchors (paper section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from draftline.cache.reader import CachedSample
+from draftline.cache.source import SampleSource
+from draftline.draft.bigrams import MAX_TABLE_TOKENS, bigram_logits, low_rank
+from draftline.draft.checkpoint import DraftModel, export_state, to_files
+from draftline.draft.loss import LossTerms, confidence_loss, distillation_loss
+from draftline.draft.model import DraftHidden, DSparkDraft
+from draftline.draft.vocab import choose_vocab
+from draftline.spec import RunSpec
+from draftline.target.load import Target
+from draftline.training.architecture import draft_config
+from draftline.training.batches import DraftBatch, build_draft_batch, draw_anchors
+from draftline.training.objective import StepTerms, Sums
+
+VALIDATION_ANCHORS = 16
+_FEATURE_SAMPLES = 32
+_FEATURE_FLOOR = 1e-3
+
+
+class BlockObjective:
+    """See :class:`draftline.training.objective.Objective`.
+
+    Args:
+        spec: The run spec.
+        target: The frozen target (embeddings and LM head are used).
+        counts: Token counts for the draft vocabulary, likeliest first.
+    """
+
+    def __init__(self, spec: RunSpec, target: Target, counts: Sequence[tuple[int, int]]) -> None:
+        self._spec = spec
+        self._target = target
+        self._config = draft_config(spec, target)
+        self._vocab = choose_vocab(counts, spec.draft.vocab_size, target.vocab_size, target.eos_token_ids)
+        self._columns = _columns(self._vocab, target.vocab_size)
+        self._embedding = target.embedding_VD.float()
+        head = target.lm_head_VD.float()
+        self._head = head if self._vocab is None else head[self._vocab].contiguous()
+        self._model = self._new_model()
+        self._model.initialise(torch.Generator().manual_seed(spec.seed), target.weights["model.norm.weight"].float())
+
+    @property
+    def model(self) -> DSparkDraft:
+        """The draft."""
+        return self._model
+
+    def initialise(self, source: SampleSource) -> None:
+        """Standardise the taps, and give the sequential head the target's own bigrams."""
+        self._model.feature_scale.copy_(self._measure_features(source))
+        self._start_from_bigrams()
+
+    def build_batch(self, samples: Sequence[CachedSample], positions: Sequence[int]) -> DraftBatch:
+        """Blocks at anchors that depend on the seed and the sample's place."""
+        return self._batch(samples, positions, self._spec.train.anchors_per_sample)
+
+    def validation_batch(self, samples: Sequence[CachedSample], positions: Sequence[int]) -> DraftBatch:
+        """As :meth:`build_batch`, with a number of anchors that no training option changes."""
+        return self._batch(samples, positions, VALIDATION_ANCHORS)
+
+    def terms(self, batch: DraftBatch) -> StepTerms:
+        """Cross-entropy, total variation and the confidence head's BCE."""
+        weights = self._spec.train.loss
+        out = self._model(batch.inputs, self._embedding)
+        terms = self._distil(out, batch, ce=weights.ce, tv=weights.tv, count_matches=False)
+        objective = terms.objective
+        confidence = objective.new_zeros(())
+        if out.confidence_SM is not None:
+            logits = out.confidence_SM.flatten()[batch.valid_N]
+            confidence = confidence_loss(logits, terms.accept_N, batch.targets.weights_N)
+            objective = objective + weights.confidence * confidence
+        sums = {
+            "ce": terms.ce_sum,
+            "tv": terms.tv_sum,
+            "confidence": confidence,
+            "weight": terms.weight_sum,
+            "accept": terms.accept_N.sum(),
+            "slots": terms.accept_N.new_tensor(float(len(batch.valid_N))),
+        }
+        return StepTerms(objective, Sums({name: value.detach() for name, value in sums.items()}))
+
+    def validate(self, batch: DraftBatch) -> Sums:
+        """Held-out loss and teacher-forced greedy accepted length, summed over blocks."""
+        out = self._model(batch.inputs, self._embedding)
+        terms = self._distil(out, batch, ce=1.0, tv=1.0, count_matches=True)
+        match = torch.zeros(out.hidden_SMD.shape[0] * out.hidden_SMD.shape[1])
+        match[batch.valid_N] = (terms.is_greedy_match_N & self._is_within_vocab(batch)).float()
+        lengths = 1 + match.view(-1, self._config.block_size).cumprod(1).sum(1)
+        return Sums(
+            {
+                "ce": terms.ce_sum,
+                "tv": terms.tv_sum,
+                "weight": terms.weight_sum,
+                "length": lengths.double().sum(),
+                "blocks": torch.tensor(float(len(lengths))),
+            }
+        )
+
+    def figures(self, sums: Sums) -> dict[str, float]:
+        """Loss and its terms per unit of weight; mean chance that a drafted token survives."""
+        loss = self._spec.train.loss
+        ce, tv, confidence = sums.ratio("ce"), sums.ratio("tv"), sums.ratio("confidence")
+        return {
+            "loss": loss.ce * ce + loss.tv * tv + loss.confidence * confidence,
+            "ce": ce,
+            "tv": tv,
+            "confidence": confidence,
+            "acceptance": sums.scalar("accept") / max(sums.scalar("slots"), 1.0),
+        }
+
+    def validation_figures(self, sums: Sums) -> dict[str, float]:
+        """Held-out loss (without the confidence head's) and accepted length."""
+        loss = self._spec.train.loss
+        numerator = loss.ce * sums.scalar("ce") + loss.tv * sums.scalar("tv")
+        return {
+            "validation_loss": numerator / max(sums.scalar("weight"), 1e-9),
+            "accepted_length": sums.ratio("length", "blocks"),
+        }
+
+    def export(self, state: Mapping[str, Tensor]) -> dict[str, bytes]:
+        """``config.json`` and ``model.safetensors``."""
+        whole = self._new_model()
+        whole.load_state_dict(dict(state))
+        return to_files(DraftModel(self._config, export_state(whole, self._vocab)))
+
+    # -- parts --------------------------------------------------------------------------------------------------
+
+    def _new_model(self) -> DSparkDraft:
+        return DSparkDraft(self._config, self._spec.tokens.max_length + self._config.block_size)
+
+    def _batch(self, samples: Sequence[CachedSample], positions: Sequence[int], num_anchors: int) -> DraftBatch:
+        anchors = [
+            draw_anchors(s.loss_mask_T.numpy(), num_anchors, (self._spec.seed, p))
+            for s, p in zip(samples, positions, strict=True)
+        ]
+        return build_draft_batch(samples, anchors, self._config, self._columns, self._spec.train.loss.position_decay)
+
+    def _distil(self, out: DraftHidden, batch: DraftBatch, *, ce: float, tv: float, count_matches: bool) -> LossTerms:
+        valid = batch.valid_N
+        latent = out.latent_SMr.flatten(0, 1)[valid] if out.latent_SMr is not None else None
+        head = self._model.markov_head
+        return distillation_loss(
+            out.hidden_SMD.flatten(0, 1)[valid],
+            latent,
+            head.markov_w2.weight if head is not None else None,
+            self._head,
+            batch.targets,
+            ce=ce,
+            tv=tv,
+            count_matches=count_matches,
+        )
+
+    def _is_within_vocab(self, batch: DraftBatch) -> Tensor:
+        """Rows whose likeliest target token the draft can propose at all; the loss sees only the draft's vocabulary."""
+        hidden = batch.targets.hidden_ND
+        if self._vocab is None:
+            return torch.ones(len(hidden), dtype=torch.bool)
+        head = self._target.lm_head_VD
+        best = torch.cat([(part.to(head.dtype) @ head.t()).argmax(-1) for part in hidden.split(256)])
+        return self._columns[best] >= 0
+
+    def _start_from_bigrams(self) -> None:
+        """Give the sequential head the target's own bigrams; see :mod:`draftline.draft.bigrams`.
+
+        A vocabulary whose table would not fit in memory starts without.
+        """
+        head, vocab = self._model.markov_head, self._vocab
+        if head is None or vocab is None or len(vocab) > MAX_TABLE_TOKENS or not self._target.eos_token_ids:
+            return
+        table = bigram_logits(self._target, vocab, self._target.eos_token_ids[0])
+        first, second = low_rank(table, self._config.markov_rank, self._spec.seed)
+        with torch.no_grad():
+            head.markov_w1.weight.zero_()
+            head.markov_w1.weight[vocab, : first.shape[1]] = first
+            head.markov_w2.weight.zero_()
+            head.markov_w2.weight[:, : second.shape[1]] = second
+
+    def _measure_features(self, source: SampleSource) -> Tensor:
+        """1 / root-mean-square of every tap channel, over the first samples of the stream."""
+        count = min(_FEATURE_SAMPLES, source.num_samples)
+        source.announce(range(count))
+        total = torch.zeros(len(self._config.target_layer_ids) * self._config.hidden_size, dtype=torch.float64)
+        tokens = 0
+        for position in range(count):
+            taps = source.at(position).taps_TLD
+            total += taps.reshape(taps.shape[0], -1).double().pow(2).sum(0)
+            tokens += taps.shape[0]
+        return (total / max(tokens, 1)).sqrt().clamp(min=_FEATURE_FLOOR).reciprocal().float()
+
+
+def _columns(vocab: Tensor | None, vocab_size: int) -> Tensor:
+    if vocab is None:
+        return torch.arange(vocab_size)
+    columns = torch.full((vocab_size,), -1, dtype=torch.long)
+    columns[vocab] = torch.arange(len(vocab))
+    return columns

@@ -1,0 +1,25 @@
+"""The one place that knows which objective trains which algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from draftline.spec import RunSpec
+from draftline.target.load import Target
+from draftline.training.block_objective import BlockObjective
+from draftline.training.objective import Objective
+
+
+def new_objective(spec: RunSpec, target: Target, counts: Sequence[tuple[int, int]]) -> Objective[Any]:
+    """The objective of a spec's draft.
+
+    Args:
+        spec: The run spec.
+        target: The frozen target.
+        counts: Token counts of the corpus, likeliest first.
+
+    Raises:
+        SpecError: the draft does not fit the target.
+    """
+    return BlockObjective(spec, target, counts)
