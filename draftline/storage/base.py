@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -15,10 +15,13 @@ class ObjectInfo:
     Attributes:
         key: Key relative to the store's root, ``/``-separated.
         size_bytes: Length.
+        modified_s: When it was last written, by the store's clock (Unix time);
+            equal objects may differ in it.
     """
 
     key: str
     size_bytes: int
+    modified_s: float = field(default=0.0, compare=False)
 
 
 class ObjectStore(Protocol):
@@ -44,7 +47,7 @@ class ObjectStore(Protocol):
         ...
 
     def put(self, key: str, data: bytes) -> None:
-        """Create or replace the object, durably and atomically."""
+        """Create or replace the object, durably and atomically (multipart where large, its parts gone if it fails)."""
         ...
 
     def put_if_absent(self, key: str, data: bytes) -> None:

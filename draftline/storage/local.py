@@ -104,7 +104,7 @@ class LocalStore:
                 if is_absent(error):
                     return None
                 raise
-        return ObjectInfo(key, status.st_size) if stat.S_ISREG(status.st_mode) else None
+        return ObjectInfo(key, status.st_size, status.st_mtime) if stat.S_ISREG(status.st_mode) else None
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See :meth:`ObjectStore.list`."""
@@ -183,7 +183,7 @@ class LocalStore:
                 status = entry.stat()
             except FileNotFoundError:
                 return None
-        return ObjectInfo(key, status.st_size) if stat.S_ISREG(status.st_mode) else None
+        return ObjectInfo(key, status.st_size, status.st_mtime) if stat.S_ISREG(status.st_mode) else None
 
 
 def _copy(source: BinaryIO, target: BinaryIO) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 import uuid
@@ -36,14 +37,19 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 MULTIPART_BYTES = 16 << 20
-"""Files from this size on travel in parts of this size."""
+"""Objects from this size on travel in parts of this size."""
 
 LIST_PAGE_KEYS = 1000
 """Keys in one answer to a listing; S3 allows no more."""
 
 _WRITE_ID = "draftline-write"
 _NUM_CONFLICT_ATTEMPTS = 5
-_TRANSFER = TransferConfig(multipart_threshold=MULTIPART_BYTES, multipart_chunksize=MULTIPART_BYTES, max_concurrency=4)
+_NUM_PARTS_AT_ONCE = 4
+_TRANSFER = TransferConfig(
+    multipart_threshold=MULTIPART_BYTES, multipart_chunksize=MULTIPART_BYTES, max_concurrency=_NUM_PARTS_AT_ONCE
+)
+# s3transfer copies the parts of bytes that it sends; ten of them, its default, would be more than is ever under way.
+_TRANSFER.max_in_memory_upload_chunks = _NUM_PARTS_AT_ONCE
 
 
 class S3Store:
@@ -109,7 +115,12 @@ class S3Store:
     def put(self, key: str, data: bytes) -> None:
         """See :meth:`ObjectStore.put`."""
         with self._translated("write", validate_key(key)):
-            self._s3().put_object(Bucket=self._config.bucket, Key=self._root + key, Body=data)
+            if len(data) < MULTIPART_BYTES:
+                self._s3().put_object(Bucket=self._config.bucket, Key=self._root + key, Body=data)
+                return
+            # s3transfer repeats single parts, and aborts the upload when one fails for good.
+            with create_transfer_manager(self._s3(), _TRANSFER) as manager:
+                manager.upload(io.BytesIO(data), self._config.bucket, self._root + key).result()
 
     def put_if_absent(self, key: str, data: bytes) -> None:
         """See :meth:`ObjectStore.put_if_absent`.
@@ -157,7 +168,7 @@ class S3Store:
                 if status_of(error) == NOT_FOUND:
                     return None
                 raise
-        return ObjectInfo(key, answer["ContentLength"])
+        return ObjectInfo(key, answer["ContentLength"], answer["LastModified"].timestamp())
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See :meth:`ObjectStore.list`."""
@@ -253,7 +264,7 @@ class S3Store:
                     key = item["Key"].removeprefix(self._root)
                     # Some tools leave empty "folder/" objects; no key of ours ends like that.
                     if key and not key.endswith("/"):
-                        yield ObjectInfo(key, item["Size"])
+                        yield ObjectInfo(key, item["Size"], item["LastModified"].timestamp())
 
 
 def _is_conflict(error: BaseException) -> bool:

@@ -6,6 +6,7 @@ import itertools
 import os
 import pickle
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -225,6 +226,26 @@ def test_files_come_back(store: ObjectStore, tmp_path: Path, size_bytes: int) ->
     assert os.listdir(copy.parent) == ["copy"]
     tail = store.get_range("file", max(0, size_bytes - 3), 10)
     assert tail == source.read_bytes()[max(0, size_bytes - 3) :]
+
+
+@pytest.mark.parametrize("size_bytes", [(16 << 20) - 1, 16 << 20, (40 << 20) + 7])
+def test_large_bytes_come_back(store: ObjectStore, size_bytes: int) -> None:
+    data = os.urandom(size_bytes)
+    store.put("large", b"an older object")
+    store.put("large", data)
+    assert store.head("large") == ObjectInfo("large", size_bytes)
+    assert store.get("large") == data
+    assert store.get_range("large", size_bytes - 3, 10) == data[-3:]
+
+
+def test_objects_know_when_they_were_written(store: ObjectStore) -> None:
+    store.put("k", b"1")
+    found = store.head("k")
+    listed = next(iter(store.list()))
+    assert found is not None
+    # S3 servers tell whole seconds.
+    assert abs(found.modified_s - time.time()) < 60
+    assert abs(listed.modified_s - found.modified_s) < 1.5
 
 
 def test_files_replace(store: ObjectStore, tmp_path: Path) -> None:

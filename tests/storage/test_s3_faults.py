@@ -75,6 +75,50 @@ def test_a_download_that_breaks_off_leaves_no_file(flaky: ObjectStore, faulty_s3
     assert os.listdir(tmp_path) == ["copy"]
 
 
+LARGE = bytes(range(256)) * ((40 << 20) // 256) + b"end"
+
+
+@pytest.mark.parametrize("fault", [UNAVAILABLE, Fault("reset"), Fault("lost_answer")], ids=["503", "reset", "lost"])
+def test_large_bytes_travel_in_parts_that_are_repeated_one_by_one(
+    flaky: ObjectStore, faulty_s3: FaultyS3, fault: Fault
+) -> None:
+    failed: list[str] = []
+
+    def second_part_fails_once(method: str, path: str, query: str) -> Fault | None:
+        if "partNumber=2" not in query or failed:
+            return None
+        failed.append(query)
+        return fault
+
+    faulty_s3.chosen = second_part_fails_once
+    flaky.put("large", LARGE)
+    assert faulty_s3.objects["/bucket/ws/large"][0] == LARGE
+    assert faulty_s3.uploads == {}
+    assert sorted(_sent(faulty_s3)) == ["POST", "POST", "PUT", "PUT", "PUT", "PUT"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "error"), [(UNAVAILABLE, StorageError), (Fault("reset"), StoreUnreachable)], ids=["503", "reset"]
+)
+def test_an_upload_that_fails_leaves_the_old_object_and_no_parts(
+    flaky: ObjectStore, faulty_s3: FaultyS3, fault: Fault, error: type[StorageError]
+) -> None:
+    faulty_s3.chosen = lambda method, path, query: fault if "partNumber=3" in query else None
+    with pytest.raises(error, match="Cannot write s3://bucket/ws/k") as caught:
+        flaky.put("k", LARGE)
+    assert type(caught.value) is error
+    assert faulty_s3.objects["/bucket/ws/k"][0] == b"0123456789" * 1000
+    assert faulty_s3.uploads == {}, "parts were left behind"
+    assert _sent(faulty_s3).count("DELETE") == 1
+
+
+def test_a_slow_body_is_waited_for(flaky: ObjectStore, faulty_s3: FaultyS3) -> None:
+    faulty_s3.faults.append(Fault("slow"))
+    assert flaky.get("k") == b"0123456789" * 1000
+    assert _sent(faulty_s3) == ["GET"]
+
+
 def test_a_won_create_whose_answer_was_lost_is_a_success(flaky: ObjectStore, faulty_s3: FaultyS3) -> None:
     faulty_s3.faults.append(Fault("lost_answer"))
     flaky.put_if_absent("manifest", b"mine")
