@@ -156,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
         return 200, b"<CompleteMultipartUploadResult><ETag>0</ETag></CompleteMultipartUploadResult>", {}
 
     def _forward(self, body: bytes) -> tuple[int, bytes, dict[str, str]]:
-        """What the upstream answers to the request as it came; a signature covers the ``Host`` that the client named."""
+        """What the upstream answers to the request as it came: a signature covers its ``Host``."""
         place = urlsplit(self.state.upstream)
         connection = HTTPConnection(place.hostname or "", place.port, timeout=60)
         try:
