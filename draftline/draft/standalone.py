@@ -4,7 +4,8 @@ It reads no features of the target, so it must process every token itself and
 drafts one token a forward. Kept to compare against; any model of a supported
 family with the target's vocabulary will do.
 
-Dimension letters: R requests, B block size, V vocabulary, S slots, P positions.
+Dimension letters: R requests, B block size, D hidden size, V vocabulary,
+W draft vocabulary, S slots, P positions.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from draftline.decoding.verify import draw
 from draftline.draft.proposer import EngineRoom, ProcessedTokens, Proposal
 from draftline.errors import TargetError
 from draftline.target.batch import Chunk, build_batch
+from draftline.target.linear import PackedLinear
 from draftline.target.load import Target
 
 
@@ -32,15 +34,18 @@ class StandaloneDraft:
         target: The model it drafts for.
         room: Sizes of the engine.
         block_size: Tokens of one proposal.
+        vocab_W: Ascending target ids that it may propose, ``None`` for all. A
+            pruned head costs a draft less, as it does for the other drafts.
 
     Raises:
         TargetError: the two do not share a vocabulary.
     """
 
     tap_ids: tuple[int, ...] = ()
-    draft_to_target: Tensor | None = None
 
-    def __init__(self, model: Target, target: Target, room: EngineRoom, block_size: int = 7) -> None:
+    def __init__(
+        self, model: Target, target: Target, room: EngineRoom, block_size: int = 7, vocab_W: Tensor | None = None
+    ) -> None:
         if model.vocab_size != target.vocab_size or model.tokenizer.get_vocab() != target.tokenizer.get_vocab():
             raise TargetError(
                 "the stand-alone draft has another vocabulary than the target",
@@ -49,6 +54,8 @@ class StandaloneDraft:
                 remedy="Take a smaller model of the target's own family",
             )
         self.block_size = block_size
+        self.draft_to_target = vocab_W
+        self._head = PackedLinear(model.lm_head_VD[vocab_W]) if vocab_W is not None else None
         self._model = model.model
         self._cache = self._model.new_cache(room.num_slots, room.num_positions)
         self._ids_SP = np.zeros((room.num_slots, room.num_positions), dtype=np.int64)
@@ -83,8 +90,7 @@ class StandaloneDraft:
         """See :meth:`draftline.draft.proposer.Proposer.propose`."""
         temperature = torch.tensor(temperatures)
         is_sampled = any(t > 0 for t in temperatures)
-        columns: list[Tensor] = []
-        laws: list[Tensor] = []
+        columns, ids, laws = [], [], []
         chunks = []
         for slot, anchor, start in zip(slots, anchor_ids, starts, strict=True):
             first = min(int(self._num_cached_S[slot]), start)
@@ -97,20 +103,21 @@ class StandaloneDraft:
                 column = torch.where(temperature > 0, draw(law, uniforms_RB[:, k]), column)
                 laws.append(law)
             columns.append(column)
+            ids.append(column if self.draft_to_target is None else self.draft_to_target[column])
             chunks = [
                 Chunk(slot, start + 1 + k, [token])
-                for slot, start, token in zip(slots, starts, column.tolist(), strict=True)
+                for slot, start, token in zip(slots, starts, ids[-1].tolist(), strict=True)
             ]
-        ids_RB = torch.stack(columns, 1)
+        ids_RB = torch.stack(ids, 1)
         self._note_drafted(slots, anchor_ids, starts, ids_RB)
-        return Proposal(ids_RB, ids_RB, None, torch.stack(laws, 1) if laws else None)
+        return Proposal(ids_RB, torch.stack(columns, 1), None, torch.stack(laws, 1) if laws else None)
 
     def _last_logits(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Logits after each chunk's last token, ``[R, V]``; the chunks' keys and values are kept."""
+        """Logits after each chunk's last token, ``[R, W]``; the chunks' keys and values are kept."""
         batch = build_batch(chunks, self._cache.num_positions, self._model.dtype, self._model.device)
         hidden = self._model.forward(batch, self._cache).hidden_ND
         last = torch.tensor([len(c.token_ids) for c in chunks]).cumsum(0) - 1
-        return self._model.logits(hidden[last])
+        return self._model.logits(hidden[last]) if self._head is None else self._head(hidden[last])
 
     def _note_drafted(
         self, slots: Sequence[int], anchor_ids: Sequence[int], starts: Sequence[int], ids_RB: Tensor

@@ -52,7 +52,7 @@ def speculate(target: Target, make: ProposerFactory, slots: int, prefill_tokens:
     return engine
 
 
-@pytest.mark.parametrize("kind", ["lookup", "itself", "another"])
+@pytest.mark.parametrize("kind", ["lookup", "itself", "another", "pruned"])
 @pytest.mark.parametrize(("slots", "prefill_tokens"), [(1, 512), (3, 9), (8, 20)])
 def test_no_proposer_changes_a_token(loaded_target: Target, kind: str, slots: int, prefill_tokens: int) -> None:
     # Some requests twice, so that slots are taken over with their prefix.
@@ -65,7 +65,8 @@ def test_no_proposer_changes_a_token(loaded_target: Target, kind: str, slots: in
     def make(room: EngineRoom) -> PromptLookup | StandaloneDraft:
         if kind == "lookup":
             return PromptLookup(room, loaded_target.vocab_size, 4)
-        return StandaloneDraft(model, loaded_target, room, 4)
+        vocab = torch.arange(100, loaded_target.vocab_size) if kind == "pruned" else None
+        return StandaloneDraft(model, loaded_target, room, 4, vocab)
 
     found = answer(speculate(loaded_target, make, slots, prefill_tokens), requests)
     for name, one in found.items():
@@ -90,13 +91,15 @@ def test_accepted_drafts_are_not_processed_again(loaded_target: Target, monkeypa
     assert sum(rows) == len(request.prompt_ids) + 5 * 4 + 4
 
 
-@pytest.mark.parametrize("kind", ["lookup", "another"])
+@pytest.mark.parametrize("kind", ["lookup", "another", "pruned"])
 def test_sampled_output_follows_the_targets_law(target: Target, expected: np.ndarray, kind: str) -> None:
     """A right engine raises the alarm for one choice of seeds in 1,000; the seeds are fixed."""
     other = toy_target(vocab_size=VOCAB, spread=0.9, seed=5)
 
     def make(room: EngineRoom) -> PromptLookup | StandaloneDraft:
-        return PromptLookup(room, VOCAB, 2) if kind == "lookup" else StandaloneDraft(other, target, room, 2)
+        if kind == "lookup":
+            return PromptLookup(room, VOCAB, 2)
+        return StandaloneDraft(other, target, room, 2, torch.tensor([0, 2, 3, 5]) if kind == "pruned" else None)
 
     engine = Engine(target, EngineLimits(100, 16), FixedPolicy())
     engine.swap_proposer(make)
