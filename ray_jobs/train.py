@@ -14,7 +14,7 @@ import ray.train.torch
 import torch
 
 from draftline.cache.shards import Manifest
-from draftline.draft.model import num_parameters
+from draftline.draft.build import num_parameters
 from draftline.errors import DraftlineError, StepError
 from draftline.steps import StepContext, StepOutput
 from draftline.target.load import load_target

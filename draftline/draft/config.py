@@ -6,21 +6,40 @@ with the draft's fields (see ``docs/architecture.md``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from draftline.errors import FormatError, SpecError
+from draftline.draft.document import read_fields, to_document
+from draftline.draft.families import FAMILIES, Family
+from draftline.errors import SpecError
+from draftline.target.rope import RopeScaling
 
-ARCHITECTURE = "Qwen3DSparkModel"
-FORMAT_VERSION = 1
+NUM_ANCHORS = 512
+"""What the reference trains with, and what its configs say where it means nothing."""
 
 
 @dataclass(frozen=True)
 class DraftConfig:
     """Architecture of one draft; see :class:`draftline.spec.DraftSpec` for meanings.
 
-    ``draft_vocab_size`` equals ``vocab_size`` when the vocabulary is whole.
+    The fields with a value are absent from drafts of format 1, which are of
+    family ``qwen3`` and never Eagle3.
+
+    Attributes:
+        draft_vocab_size: Equals ``vocab_size`` when the vocabulary is whole.
+        head_dim: Of the draft's layers (for Gemma 4 the global layers' size).
+        block_size: Tokens drafted per step.
+        mask_token_id: Fills the undrafted slots of a block; unused by Eagle3.
+        family: Key in :data:`draftline.draft.families.FAMILIES`.
+        rope_scaling: Beyond ``rope_theta``; ``None`` for none.
+        has_shared_kv: Values are the key projection's output; there is no ``v_proj`` (``attention_k_eq_v``).
+        query_pre_attn_scalar: Attention logits are divided by its root; ``None`` takes the family's rule.
+        logit_softcap: The head's logits become ``c * tanh(logits / c)``; ``None`` leaves them.
+        num_anchors: Anchors per sequence in training; recorded, since DeepSpec asks for it.
+        ttt_length: Eagle3's training-time-test horizon; 0 for block drafts.
+        ttt_decay: Eagle3's loss weight of step k is ``ttt_decay ** k``.
     """
 
     vocab_size: int
@@ -41,6 +60,43 @@ class DraftConfig:
     markov_head: str
     enable_confidence_head: bool
     confidence_with_markov: bool
+    family: str = "qwen3"
+    rope_scaling: RopeScaling | None = None
+    has_shared_kv: bool = False
+    query_pre_attn_scalar: float | None = None
+    logit_softcap: float | None = None
+    num_anchors: int = NUM_ANCHORS
+    ttt_length: int = 0
+    ttt_decay: float = 0.0
+
+    @property
+    def algorithm(self) -> str:
+        """``eagle3``, ``dspark``, or ``dflash``: a block draft with neither a sequential nor a confidence head."""
+        if self.is_eagle3:
+            return "eagle3"
+        return "dspark" if self.markov_rank or self.enable_confidence_head else "dflash"
+
+    @property
+    def is_eagle3(self) -> bool:
+        """Whether it drafts token after token, not in blocks."""
+        return self.ttt_length > 0
+
+    @property
+    def family_facts(self) -> Family:
+        """The row of its family."""
+        return FAMILIES[self.family]
+
+    @property
+    def embedding_scale(self) -> float:
+        """Factor of the target's input embeddings."""
+        return math.sqrt(self.hidden_size) if self.family_facts.has_embedding_scale else 1.0
+
+    @property
+    def attention_scale(self) -> float:
+        """Factor of attention logits."""
+        if self.query_pre_attn_scalar is not None:
+            return float(self.query_pre_attn_scalar**-0.5)
+        return 1.0 if self.family_facts.has_unit_attention_scale else float(self.head_dim**-0.5)
 
     @property
     def is_pruned(self) -> bool:
@@ -54,75 +110,16 @@ class DraftConfig:
 
     def to_json(self) -> dict[str, Any]:
         """DeepSpec's ``config.json``, plus ``draft_vocab_size`` and our format version."""
-        document: dict[str, Any] = {
-            "architectures": [ARCHITECTURE],
-            "model_type": "qwen3",
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_layers,
-            "num_attention_heads": self.num_heads,
-            "num_key_value_heads": self.num_kv_heads,
-            "head_dim": self.head_dim,
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_parameters": {"rope_theta": self.rope_theta, "rope_type": "default"},
-            "hidden_act": "silu",
-            "tie_word_embeddings": False,
-            "layer_types": ["full_attention"] * self.num_layers,
-            "block_size": self.block_size,
-            "target_layer_ids": list(self.target_layer_ids),
-            "num_target_layers": self.num_target_layers,
-            "mask_token_id": self.mask_token_id,
-            "markov_rank": self.markov_rank,
-            "enable_confidence_head": self.enable_confidence_head,
-            "draft_vocab_size": self.draft_vocab_size,
-            "draftline_format": FORMAT_VERSION,
-        }
-        if self.markov_rank:
-            document["markov_head_type"] = self.markov_head
-        if self.enable_confidence_head:
-            document["confidence_head_with_markov"] = self.confidence_with_markov
-        return document
+        return to_document(self)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], *, origin: str = "a draft config") -> DraftConfig:
-        """Read :meth:`to_json`.
+        """Read :meth:`to_json`, or a config that DeepSpec wrote.
 
         Raises:
             FormatError: a field is missing, or the format is newer or foreign.
         """
-        version = document.get("draftline_format", FORMAT_VERSION)
-        if version != FORMAT_VERSION:
-            raise FormatError(
-                f"{origin} has an unknown format", got=version, expected=str(FORMAT_VERSION), remedy="Upgrade Draftline"
-            )
-        if document.get("architectures") != [ARCHITECTURE]:
-            raise FormatError(
-                f"{origin} is not a DSpark draft", got=document.get("architectures"), expected=f"[{ARCHITECTURE!r}]"
-            )
-        try:
-            return cls(
-                vocab_size=document["vocab_size"],
-                draft_vocab_size=document.get("draft_vocab_size", document["vocab_size"]),
-                hidden_size=document["hidden_size"],
-                intermediate_size=document["intermediate_size"],
-                num_layers=document["num_hidden_layers"],
-                num_heads=document["num_attention_heads"],
-                num_kv_heads=document["num_key_value_heads"],
-                head_dim=document["head_dim"],
-                rms_norm_eps=document["rms_norm_eps"],
-                rope_theta=document["rope_parameters"]["rope_theta"],
-                block_size=document["block_size"],
-                target_layer_ids=tuple(document["target_layer_ids"]),
-                num_target_layers=document["num_target_layers"],
-                mask_token_id=document["mask_token_id"],
-                markov_rank=document["markov_rank"],
-                markov_head=document.get("markov_head_type", "vanilla"),
-                enable_confidence_head=document["enable_confidence_head"],
-                confidence_with_markov=document.get("confidence_head_with_markov", False),
-            )
-        except (KeyError, TypeError) as error:
-            raise FormatError(f"{origin} lacks {error}", remedy="Export the draft again") from None
+        return cls(**read_fields(document, origin))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain fields, for cards and logs."""

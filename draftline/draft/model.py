@@ -95,7 +95,9 @@ class DSparkDraft(nn.Module):
         self.markov_head = MarkovHead(config) if config.markov_rank else None
         self.confidence_head = ConfidenceHead(config) if config.enable_confidence_head else None
         self.register_buffer("feature_scale", torch.ones(num_features))
-        self._rotary = RotaryTable(config.head_dim, config.rope_theta, max_positions, torch.float32)
+        self._rotary = RotaryTable(
+            config.head_dim, config.rope_theta, max_positions, torch.float32, config.rope_scaling
+        )
 
     def initialise(self, generator: torch.Generator, target_norm_D: Tensor) -> None:
         """Draw the weights: normal with the fan-in's scale; biases, the Markov one too, start at zero.
@@ -143,12 +145,6 @@ class DSparkDraft(nn.Module):
         elif self.confidence_head is not None:
             confidence = self.confidence_head(hidden, None)
         return DraftHidden(hidden, latent, confidence)
-
-
-def num_parameters(config: DraftConfig) -> int:
-    """Trained parameters of a draft of this architecture; nothing is allocated."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in DSparkDraft(config, 1).parameters())
 
 
 class DraftLayer(nn.Module):

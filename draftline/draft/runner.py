@@ -62,7 +62,7 @@ class DraftRunner:
         self._hidden_norm, self._norm = cast["hidden_norm.weight"], cast["norm.weight"]
         self._layers = [_RunnerLayer(config, cast, f"layers.{i}.") for i in range(config.num_layers)]
         self._markov, self._w2, self._confidence = _heads(config, cast, dtype, device)
-        self._rotary = RotaryTable(config.head_dim, config.rope_theta, num_positions, dtype)
+        self._rotary = RotaryTable(config.head_dim, config.rope_theta, num_positions, dtype, config.rope_scaling)
         self._cache = SlotKVCache(
             config.num_layers, num_slots, num_positions, config.num_kv_heads, config.head_dim, dtype, device
         )

@@ -153,11 +153,15 @@ class CacheSpec(Part):
 
 
 class DraftSpec(Part):
-    """Architecture of the DSpark draft (paper section 3.1).
+    """Architecture of the draft (DSpark: paper section 3.1).
 
     Attributes:
-        algorithm: Which draft family.
-        num_layers: Depth of the parallel backbone.
+        algorithm: ``dspark``; ``dflash``, the same backbone with neither a
+            sequential nor a confidence head; or ``eagle3``, one layer that
+            drafts token after token from its own hidden state.
+        family: Whose decoder layer the draft has; ``None`` takes Gemma's for a
+            Gemma target, and Qwen3's (norms of queries and keys) otherwise.
+        num_layers: Depth of the backbone; 1 for ``eagle3``.
         block_size: gamma, tokens drafted per step.
         target_layer_ids: Tapped decoder layers (0-based; the last layer is
             refused because its stored output is post-norm); ``None`` spreads
@@ -170,10 +174,14 @@ class DraftSpec(Part):
         enable_confidence_head: Train the head that predicts survival.
         confidence_with_markov: Feed the previous token's Markov embedding to it.
         mask_token_id: Token that fills the undrafted slots; ``None`` takes the
-            target's recipe.
+            target's recipe. ``eagle3`` has none.
+        ttt_length: Steps that ``eagle3`` is trained ahead on its own hidden
+            states (training-time test).
+        ttt_decay: Its step k (0-based) counts ``ttt_decay ** k`` in the loss.
     """
 
-    algorithm: Literal["dspark"] = "dspark"
+    algorithm: Literal["dspark", "dflash", "eagle3"] = "dspark"
+    family: Literal["qwen3", "llama", "gemma3", "gemma4"] | None = None
     num_layers: PositiveInt = 1
     block_size: Annotated[int, Field(ge=1, le=32)] = 7
     target_layer_ids: tuple[int, ...] | None = None
@@ -184,6 +192,27 @@ class DraftSpec(Part):
     enable_confidence_head: bool = True
     confidence_with_markov: bool = True
     mask_token_id: Annotated[int, Field(ge=0)] | None = None
+    ttt_length: PositiveInt = 7
+    ttt_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+
+    @model_validator(mode="after")
+    def _of_one_algorithm(self) -> DraftSpec:
+        if self.algorithm == "dspark":
+            return self
+        changes = []
+        if self.markov_rank:
+            changes.append("draft.markov_rank=0")
+        if self.enable_confidence_head:
+            changes.append("draft.enable_confidence_head=false")
+        if self.algorithm == "eagle3" and self.num_layers != 1:
+            changes.append("draft.num_layers=1")
+        if changes:
+            depth = " and has one layer" if self.algorithm == "eagle3" else ""
+            raise ValueError(
+                f"algorithm={self.algorithm!r} has no sequential and no confidence head{depth}; "
+                f"set {', '.join(changes)} (and serving.policy=fixed: the threshold reads the confidence head)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _possible(self) -> DraftSpec:

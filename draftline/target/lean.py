@@ -12,6 +12,7 @@ R slots of a segment, Q queries a slot, T key positions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from draftline.errors import TargetError
 from draftline.target.batch import Segment, StepBatch
 from draftline.target.kv_cache import SlotKVCache
 from draftline.target.linear import PackedLinear
+from draftline.target.rope import KINDS, RopeScaling
 
 FAMILIES = {"llama": False, "mistral": False, "qwen3": True}
 """Supported ``model_type`` -> whether queries and keys are normalised per head."""
@@ -46,6 +48,7 @@ class ModelConfig:
     max_positions: int
     has_qk_norm: bool
     tie_embeddings: bool
+    rope_scaling: RopeScaling | None = None
 
     @classmethod
     def from_hf(cls, document: Mapping[str, Any]) -> ModelConfig:
@@ -62,10 +65,12 @@ class ModelConfig:
                 remedy="Choose a target of these families",
             )
         rope = document.get("rope_parameters") or document.get("rope_scaling") or {}
-        # Older configs say "type".
-        scaling = rope.get("rope_type", rope.get("type", "default"))
-        if scaling != "default":
-            raise TargetError(f"rotary scaling {scaling!r} is not supported", expected="rope_type 'default'")
+        try:
+            scaling = RopeScaling.from_hf(rope)
+        except ValueError as error:
+            raise TargetError(
+                f"rotary scaling {error} is not supported", expected=f"one of {', '.join(KINDS)}"
+            ) from None
         for flag in ("attention_bias", "mlp_bias", "sliding_window"):
             if document.get(flag) and document.get("use_sliding_window", True):
                 raise TargetError(f"target uses {flag}", expected=f"no {flag}", remedy="Choose another target")
@@ -84,6 +89,7 @@ class ModelConfig:
             max_positions=document.get("max_position_embeddings", 2048),
             has_qk_norm=FAMILIES[family],
             tie_embeddings=document.get("tie_word_embeddings", False),
+            rope_scaling=scaling,
         )
 
 
@@ -94,11 +100,39 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return scaled.to(x.dtype) * weight
 
 
+def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Tensor:
+    """``[E / 2]`` rotary frequencies, as Hugging Face's ``modeling_rope_utils`` computes them."""
+    inverse = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    if scaling is None:
+        return inverse
+    if scaling.kind == "linear":
+        return inverse / scaling.factor
+    if scaling.kind == "proportional":
+        inverse[int(scaling.partial_rotary_factor * head_dim // 2) :] = 0
+        return inverse / scaling.factor
+    # llama3: slow frequencies are divided, fast ones kept, and those between interpolated.
+    wavelength = 2 * math.pi / inverse
+    slow = scaling.original_max_positions / scaling.low_freq_factor
+    fast = scaling.original_max_positions / scaling.high_freq_factor
+    width = scaling.high_freq_factor - scaling.low_freq_factor
+    smooth = (scaling.original_max_positions / wavelength - scaling.low_freq_factor) / width
+    between = (1 - smooth) * inverse / scaling.factor + smooth * inverse
+    scaled = torch.where(wavelength > slow, inverse / scaling.factor, inverse)
+    return torch.where((wavelength >= fast) & (wavelength <= slow), between, scaled)
+
+
 class RotaryTable:
     """Cosines and signed sines of every position, in the model's dtype."""
 
-    def __init__(self, head_dim: int, theta: float, max_positions: int, dtype: torch.dtype) -> None:
-        inverse = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    def __init__(
+        self,
+        head_dim: int,
+        theta: float,
+        max_positions: int,
+        dtype: torch.dtype,
+        scaling: RopeScaling | None = None,
+    ) -> None:
+        inverse = inverse_frequencies(head_dim, theta, scaling)
         angle = torch.outer(torch.arange(max_positions, dtype=torch.float32), inverse)
         self._half = head_dim // 2
         self.cos_PE = torch.cat([angle.cos(), angle.cos()], -1).to(dtype)
@@ -187,7 +221,13 @@ class LeanModel:
             tap_ids: Layers whose output is wanted; -1 is the embeddings.
         """
         if self._rotary is None or self._rotary.cos_PE.shape[0] < cache.num_positions:
-            self._rotary = RotaryTable(self.config.head_dim, self.config.rope_theta, cache.num_positions, self.dtype)
+            self._rotary = RotaryTable(
+                self.config.head_dim,
+                self.config.rope_theta,
+                cache.num_positions,
+                self.dtype,
+                self.config.rope_scaling,
+            )
         cos, sin = self._rotary.at(batch.positions_N)
         x = self.embedding_VD[batch.token_ids_N]
         taps = [x] if -1 in tap_ids else []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from draftline.draft.config import DraftConfig, resolve_taps
+from draftline.draft.config import NUM_ANCHORS, DraftConfig, resolve_taps
+from draftline.draft.families import default_family
 from draftline.errors import SpecError
-from draftline.spec import RunSpec
+from draftline.spec import DraftSpec, RunSpec
 from draftline.target.load import Target
 
 
@@ -15,6 +16,7 @@ def draft_config(spec: RunSpec, target: Target) -> DraftConfig:
         SpecError: the taps, the mask token or the draft vocabulary do not fit the target.
     """
     draft, config = spec.draft, target.config
+    is_eagle3 = draft.algorithm == "eagle3"
     size = draft.vocab_size
     if draft.mask_token_id is not None and not 0 <= draft.mask_token_id < config.vocab_size:
         raise SpecError(
@@ -42,12 +44,21 @@ def draft_config(spec: RunSpec, target: Target) -> DraftConfig:
         block_size=draft.block_size,
         target_layer_ids=resolve_taps(draft.target_layer_ids, draft.num_taps, config.num_layers),
         num_target_layers=config.num_layers,
-        mask_token_id=draft.mask_token_id if draft.mask_token_id is not None else default_mask_token(target),
+        mask_token_id=0 if is_eagle3 else _mask_token(draft, target),
         markov_rank=draft.markov_rank,
         markov_head=draft.markov_head,
         enable_confidence_head=draft.enable_confidence_head,
         confidence_with_markov=draft.confidence_with_markov and draft.enable_confidence_head,
+        family=draft.family or default_family(config.family),
+        rope_scaling=config.rope_scaling,
+        num_anchors=NUM_ANCHORS if is_eagle3 else spec.train.anchors_per_sample,
+        ttt_length=draft.ttt_length if is_eagle3 else 0,
+        ttt_decay=draft.ttt_decay if is_eagle3 else 0.0,
     )
+
+
+def _mask_token(draft: DraftSpec, target: Target) -> int:
+    return draft.mask_token_id if draft.mask_token_id is not None else default_mask_token(target)
 
 
 def default_mask_token(target: Target) -> int:

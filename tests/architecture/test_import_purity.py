@@ -22,6 +22,7 @@ TENSOR_MODULES = {
     "draftline.capture.capture",
     "draftline.decoding.verify",
     "draftline.draft.bigrams",
+    "draftline.draft.build",
     "draftline.draft.checkpoint",
     "draftline.draft.loss",
     "draftline.draft.model",

@@ -95,7 +95,7 @@ def test_the_config_document_is_deepspecs_dialect() -> None:
         "block_size": 4,
         "confidence_head_with_markov": True,
         "draft_vocab_size": 23,
-        "draftline_format": 1,
+        "draftline_format": 2,
         "enable_confidence_head": True,
         "head_dim": 6,
         "hidden_act": "silu",
@@ -106,6 +106,7 @@ def test_the_config_document_is_deepspecs_dialect() -> None:
         "markov_rank": 5,
         "mask_token_id": 22,
         "model_type": "qwen3",
+        "num_anchors": 512,
         "num_attention_heads": 4,
         "num_hidden_layers": 2,
         "num_key_value_heads": 2,
@@ -129,8 +130,8 @@ def changed(data: bytes, **changes: object) -> bytes:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"draftline_format": 2}, "unknown format"),
-        ({"architectures": ["LlamaForCausalLM"]}, "not a DSpark draft"),
+        ({"draftline_format": 3}, "unknown format"),
+        ({"architectures": ["LlamaForCausalLM"]}, "not a draft that Draftline knows"),
         ({"block_size": None}, "block_size"),
         ({"rope_parameters": None}, "rope_parameters"),
         ({"rope_parameters": 3}, "lacks"),

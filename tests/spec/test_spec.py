@@ -20,6 +20,7 @@ from draftline.spec import (
     parse_spec,
     recipe,
 )
+from draftline.spec.algorithms import ALGORITHM_OVERRIDES
 
 ODD = {
     "name": "a-1",
@@ -93,6 +94,12 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"workspace": ""}, "not usable"),
     ({"draft.markov_rank": 0}, "confidence_with_markov"),
     ({"draft.markov_rank": 0, "draft.confidence_with_markov": False, "draft.markov_head": "rnn"}, "markov_head='rnn'"),
+    ({"draft.algorithm": "dflash"}, r"set draft.markov_rank=0, draft.enable_confidence_head=false \(and serving"),
+    ({"draft.algorithm": "eagle3", "draft.num_layers": 3, "draft.markov_rank": 0}, "set .*num_layers=1"),
+    ({"draft.algorithm": "eagle", "draft.markov_rank": 0}, "algorithm"),
+    ({"draft.ttt_length": 0}, "ttt_length"),
+    ({"draft.ttt_decay": 1.5}, "ttt_decay"),
+    ({**ALGORITHM_OVERRIDES["dflash"], "serving.policy": "threshold"}, "serve with policy 'fixed'"),
     ({"draft.target_layer_ids": []}, "target_layer_ids"),
     ({"draft.target_layer_ids": [3, 1]}, "ascending"),
     ({"draft.target_layer_ids": [1, 1]}, "distinct"),
@@ -123,6 +130,9 @@ def test_impossible_combinations_are_refused(overrides: dict[str, Any], message:
     [
         {"draft.markov_rank": 0, "draft.confidence_with_markov": False},
         {"draft.enable_confidence_head": False, "serving.policy": "fixed"},
+        ALGORITHM_OVERRIDES["dflash"],
+        ALGORITHM_OVERRIDES["eagle3"],
+        {**ALGORITHM_OVERRIDES["eagle3"], "draft.family": "llama", "draft.ttt_length": 3},
         {"evaluation.suites": ["held-out"]},
         {"evaluation.lossless_prompts": 0, "gate.require_lossless": False},
         {"prompts.calibration_fraction": 0, "draft.enable_confidence_head": False, "serving.policy": "fixed"},

@@ -131,7 +131,6 @@ def test_a_moved_slot_continues_where_it_was(pair: Pair) -> None:
     [
         ({"model_type": "gpt2"}, "family 'gpt2'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
-        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "linear"),
         ({"attention_bias": True}, "attention_bias"),
         ({"sliding_window": 128}, "sliding_window"),
     ],

@@ -1,0 +1,21 @@
+"""From a spec of one draft algorithm to the same run with another: for comparing them on equal terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_WITHOUT_HEADS: Mapping[str, Any] = {
+    "draft.markov_rank": 0,
+    "draft.markov_head": "vanilla",
+    "draft.enable_confidence_head": False,
+    # The threshold reads the confidence head.
+    "serving.policy": "fixed",
+}
+
+ALGORITHM_OVERRIDES: Mapping[str, Mapping[str, Any]] = {
+    "dspark": {"draft.algorithm": "dspark"},
+    "dflash": {"draft.algorithm": "dflash", **_WITHOUT_HEADS},
+    "eagle3": {"draft.algorithm": "eagle3", "draft.num_layers": 1, **_WITHOUT_HEADS},
+}
+"""For each algorithm what :func:`draftline.spec.derive` needs to turn a DSpark spec into one of it."""
