@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from draftline import __version__
 from draftline.errors import DraftlineError
 from draftline.spec import RECIPES, dump_spec, load_spec, recipe
+from pipelines.plan import plan
 from pipelines.preflight import resolve_spec
 
 DEFAULT_HOME = Path(".draftline")
@@ -227,6 +228,17 @@ def compile_command(
 
     compile_pipeline(output)
     typer.echo(f"Wrote {output}")
+
+
+app.command(
+    "plan",
+    epilog=(
+        "[bold]Examples[/bold]\n\n"
+        "draftline plan --target Qwen/Qwen3-4B --samples 1300000 --tokens-per-sample 950\n\n"
+        "draftline plan --recipe qwen3-8b --gpu h200 --gpu-hour-price 3.2 --set cache.codec=bf16\n\n"
+        "draftline plan spec.yaml --json"
+    ),
+)(plan)
 
 
 @app.command(epilog="[bold]Example[/bold]\n\ndraftline validate spec.yaml --set draft.num_layers=2")

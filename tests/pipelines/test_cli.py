@@ -54,7 +54,7 @@ def test_version_and_help() -> None:
     assert invoke("--version") == (0, f"draftline {__version__}\n", "")
     code, out, _ = invoke("--help")
     assert code == 0
-    for command in ("run", "demo", "up", "status", "down", "recipes", "compile", "validate"):
+    for command in ("run", "demo", "up", "status", "down", "recipes", "compile", "validate", "plan"):
         assert f" {command} " in out
         assert invoke(command, "--help")[0] == 0
 
