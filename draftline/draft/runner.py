@@ -10,15 +10,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from draftline.decoding.verify import draw
 from draftline.draft.config import DraftConfig
-from draftline.draft.model import ConfidenceHead, MarkovHead
+from draftline.draft.heads import ConfidenceHead, MarkovHead
 from draftline.draft.proposer import ProcessedTokens, Proposal
+from draftline.draft.serving_layer import ServingLayer, ServingNorm
+from draftline.draft.serving_vocabulary import Picker, ServingVocabulary, TargetEnds
 from draftline.target.batch import Segment
 from draftline.target.kv_cache import SlotKVCache
-from draftline.target.lean import RotaryTable, attend, rms_norm
+from draftline.target.lean import RotaryTable, attend
 from draftline.target.linear import PackedLinear
 
 
@@ -51,22 +51,18 @@ class DraftRunner:
         device = embedding_VD.device
         state = {name: value.to(device) for name, value in weights.items()}
         cast = {name: value.to(dtype) for name, value in state.items() if value.is_floating_point()}
-        self._embedding = embedding_VD
-        self.draft_to_target: Tensor | None = None
-        head = lm_head_VD
-        if config.is_pruned:
-            self.draft_to_target = state["d2t"] + torch.arange(config.draft_vocab_size, device=device)
-            head = lm_head_VD[self.draft_to_target]
-        self._head = PackedLinear(head.to(dtype))
+        self._vocabulary = ServingVocabulary(config, state, TargetEnds(embedding_VD, lm_head_VD), dtype)
+        self._device = device
         self._fc = PackedLinear(cast["fc.weight"])
-        self._hidden_norm, self._norm = cast["hidden_norm.weight"], cast["norm.weight"]
-        self._layers = [_RunnerLayer(config, cast, f"layers.{i}.") for i in range(config.num_layers)]
+        self._hidden_norm = ServingNorm(config, cast["hidden_norm.weight"])
+        self._norm = ServingNorm(config, cast["norm.weight"])
+        self._layers = [ServingLayer(config, cast, f"layers.{i}.") for i in range(config.num_layers)]
         self._markov, self._w2, self._confidence = _heads(config, cast, dtype, device)
         self._rotary = RotaryTable(config.head_dim, config.rope_theta, num_positions, dtype, config.rope_scaling)
         self._cache = SlotKVCache(
             config.num_layers, num_slots, num_positions, config.num_kv_heads, config.head_dim, dtype, device
         )
-        self._mask_embedding = embedding_VD[config.mask_token_id]
+        self._mask_embedding = self._vocabulary.embed(torch.tensor(config.mask_token_id, device=device))
 
     @property
     def block_size(self) -> int:
@@ -78,16 +74,18 @@ class DraftRunner:
         """See :class:`~draftline.draft.proposer.Proposer`."""
         return self.config.target_layer_ids
 
+    @property
+    def draft_to_target(self) -> Tensor | None:
+        """See :class:`~draftline.draft.proposer.Proposer`."""
+        return self._vocabulary.draft_to_target
+
     @torch.inference_mode()
     def append(self, tokens: ProcessedTokens) -> None:
         """Add the context features of tokens that the target has processed."""
-        config = self.config
-        features = self._fc(tokens.taps_NLD.reshape(tokens.taps_NLD.shape[0], -1))
-        context = rms_norm(features, self._hidden_norm, config.rms_norm_eps)
-        cos, sin = self._rotary.at(tokens.positions_N)
+        context = self._hidden_norm(self._fc(tokens.taps_NLD.reshape(tokens.taps_NLD.shape[0], -1)))
+        rotary = self._rotary.at(tokens.positions_N)
         for i, layer in enumerate(self._layers):
-            k, v = layer.keys_values(context, self._rotary, cos, sin)
-            self._cache.append(i, tokens.cache_index_N, torch.cat([k, v], 1))
+            self._cache.append(i, tokens.cache_index_N, layer.keys_values(context, rotary))
 
     def move(self, source: int, destination: int, length: int) -> None:
         """Copy a slot's first ``length`` features over another slot's."""
@@ -105,12 +103,11 @@ class DraftRunner:
         """See :meth:`draftline.draft.proposer.Proposer.propose`."""
         hidden = self._backbone(slots, anchor_ids, starts)
         rows, block = len(slots), self.config.block_size
-        base = self._head(hidden.reshape(rows * block, -1)).view(rows, block, -1)
-        is_sampled = any(t > 0 for t in temperatures)
-        temperature = torch.tensor(temperatures, device=hidden.device)
+        base = self._vocabulary.logits(hidden.reshape(rows * block, -1)).view(rows, block, -1)
+        picker = Picker(temperatures, uniforms_RB, hidden.device)
         previous_ids = torch.tensor(anchor_ids, device=hidden.device)
         state: Tensor | None = None
-        columns, ids, confidences, laws = [], [], [], []
+        columns, ids, confidences = [], [], []
         for k in range(block):
             logits = base[:, k]
             if self._markov is not None and self._w2 is not None:
@@ -121,35 +118,32 @@ class DraftRunner:
                     confidences.append(self._confidence(hidden[:, k], previous))
             elif self._confidence is not None:
                 confidences.append(self._confidence(hidden[:, k], None))
-            column = logits.argmax(-1)
-            if is_sampled and uniforms_RB is not None:
-                law = (logits.float() / temperature.clamp(min=1e-6)[:, None]).softmax(-1)
-                column = torch.where(temperature > 0, draw(law, uniforms_RB[:, k]), column)
-                laws.append(law)
-            previous_ids = column if self.draft_to_target is None else self.draft_to_target[column]
-            columns.append(column)
+            columns.append(picker.pick(logits, k))
+            previous_ids = self._vocabulary.ids_of(columns[-1])
             ids.append(previous_ids)
         return Proposal(
             torch.stack(ids, 1),
             torch.stack(columns, 1),
             torch.stack(confidences, 1).float() if confidences else None,
-            torch.stack(laws, 1) if laws else None,
+            picker.laws(),
         )
 
     def _backbone(self, slots: Sequence[int], anchor_ids: Sequence[int], starts: Sequence[int]) -> Tensor:
-        block, device = self.config.block_size, self._embedding.device
+        block, device = self.config.block_size, self._device
         start = torch.tensor(starts, device=device)
         positions = (start[:, None] + torch.arange(block, device=device)).flatten()
         slot = torch.tensor(slots, device=device)
         index = slot.repeat_interleave(block) * self._cache.num_positions + positions
         x = self._mask_embedding.expand(len(slots), block, -1).clone()
-        x[:, 0] = self._embedding[torch.tensor(anchor_ids, device=device)]
+        x[:, 0] = self._vocabulary.embed(torch.tensor(anchor_ids, device=device))
         x = x.view(len(slots) * block, -1)
         segment = _block_segment(slots, start, block, self.dtype)
-        cos, sin = self._rotary.at(positions)
+        rotary = self._rotary.at(positions)
         for i, layer in enumerate(self._layers):
-            x = layer.forward(x, i, self._cache, index, segment, self._rotary, cos, sin)
-        return rms_norm(x, self._norm, self.config.rms_norm_eps).view(len(slots), block, -1)
+            queries, keys_values = layer.queries_keys_values(layer.input_norm(x), rotary)
+            self._cache.append(i, index, keys_values)
+            x = layer.finish(x, attend(queries, self._cache, i, (segment,)))
+        return self._norm(x).view(len(slots), block, -1)
 
 
 def _block_segment(slots: Sequence[int], start_R: Tensor, block: int, dtype: torch.dtype) -> Segment:
@@ -167,54 +161,6 @@ def _block_segment(slots: Sequence[int], start_R: Tensor, block: int, dtype: tor
     hidden = torch.arange(length, device=start_R.device)[None, :] >= visible[:, None]
     mask = torch.zeros(num_slots, length, dtype=dtype, device=start_R.device).masked_fill_(hidden, float("-inf"))
     return Segment(first, num_slots, length, gather, scatter, tokens, mask[:, None, None].expand(-1, 1, block, -1))
-
-
-class _RunnerLayer:
-    def __init__(self, config: DraftConfig, weights: dict[str, Tensor], prefix: str) -> None:
-        self._config = config
-        q, k, v = (weights[f"{prefix}self_attn.{kind}_proj.weight"] for kind in "qkv")
-        self._qkv = PackedLinear(torch.cat([q, k, v]))
-        self._kv = PackedLinear(torch.cat([k, v]))
-        self._output = PackedLinear(weights[f"{prefix}self_attn.o_proj.weight"])
-        self._gate_up = PackedLinear(
-            torch.cat([weights[f"{prefix}mlp.gate_proj.weight"], weights[f"{prefix}mlp.up_proj.weight"]])
-        )
-        self._down = PackedLinear(weights[f"{prefix}mlp.down_proj.weight"])
-        self._q_norm, self._k_norm = (
-            weights[f"{prefix}self_attn.q_norm.weight"],
-            weights[f"{prefix}self_attn.k_norm.weight"],
-        )
-        self._attention_norm = weights[f"{prefix}input_layernorm.weight"]
-        self._mlp_norm = weights[f"{prefix}post_attention_layernorm.weight"]
-
-    def keys_values(self, context: Tensor, rotary: RotaryTable, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        config = self._config
-        kv = self._kv(context).view(context.shape[0], 2 * config.num_kv_heads, config.head_dim)
-        k = rms_norm(kv[:, : config.num_kv_heads], self._k_norm, config.rms_norm_eps)
-        return rotary.rotate(k, cos, sin), kv[:, config.num_kv_heads :]
-
-    def forward(
-        self,
-        x: Tensor,
-        index: int,
-        cache: SlotKVCache,
-        cache_index: Tensor,
-        segment: Segment,
-        rotary: RotaryTable,
-        cos: Tensor,
-        sin: Tensor,
-    ) -> Tensor:
-        config = self._config
-        heads, kv_heads, eps = config.num_heads, config.num_kv_heads, config.rms_norm_eps
-        qkv = self._qkv(rms_norm(x, self._attention_norm, eps))
-        qkv = qkv.view(x.shape[0], heads + 2 * kv_heads, config.head_dim)
-        q = rotary.rotate(rms_norm(qkv[:, :heads], self._q_norm, eps), cos, sin)
-        k = rotary.rotate(rms_norm(qkv[:, heads : heads + kv_heads], self._k_norm, eps), cos, sin)
-        cache.append(index, cache_index, torch.cat([k, qkv[:, heads + kv_heads :]], 1))
-        x = x + self._output(attend(q, cache, index, (segment,)))
-        gate_up = self._gate_up(rms_norm(x, self._mlp_norm, eps))
-        half = config.intermediate_size
-        return x + self._down(functional.silu(gate_up[:, :half]) * gate_up[:, half:])
 
 
 def _heads(
