@@ -5,6 +5,8 @@ Dimension letters: S slots, P positions, H key/value heads, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,15 @@ class SlotKVCache:
     Keys and values of a position lie side by side (``[S * P, 2 * H, D]``), so a
     layer appends with one ``index_copy_``. A read takes a contiguous range of
     slots as a view; that is why the engine keeps its slots dense.
+
+    Args:
+        num_layers: Layers that store keys and values.
+        num_slots: S.
+        num_positions: P.
+        num_heads: H, of every layer or of each.
+        head_dim: D, of every layer or of each.
+        dtype: Of keys and values.
+        device: Where they are.
     """
 
     def __init__(
@@ -22,21 +33,26 @@ class SlotKVCache:
         num_layers: int,
         num_slots: int,
         num_positions: int,
-        num_heads: int,
-        head_dim: int,
+        num_heads: int | Sequence[int],
+        head_dim: int | Sequence[int],
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> None:
         self.num_layers = num_layers
         self.num_slots = num_slots
         self.num_positions = num_positions
-        self.num_heads = num_heads
+        self._heads = [num_heads] * num_layers if isinstance(num_heads, int) else list(num_heads)
+        sizes = [head_dim] * num_layers if isinstance(head_dim, int) else list(head_dim)
         # zeros, not empty: masked positions still enter a product, and 0 * NaN is NaN.
         self.layers = [
-            torch.zeros(num_slots * num_positions, 2 * num_heads, head_dim, dtype=dtype, device=device)
-            for _ in range(num_layers)
+            torch.zeros(num_slots * num_positions, 2 * heads, size, dtype=dtype, device=device)
+            for heads, size in zip(self._heads, sizes, strict=True)
         ]
-        self._by_slot = [layer.view(num_slots, num_positions, 2 * num_heads, head_dim) for layer in self.layers]
+        self._by_slot = [layer.view(num_slots, num_positions, *layer.shape[1:]) for layer in self.layers]
+
+    def heads(self, layer: int) -> int:
+        """Key heads of a layer."""
+        return self._heads[layer]
 
     def append(self, layer: int, index_N: Tensor, kv_NHD: Tensor) -> None:
         """Store keys and values ``[N, 2H, D]`` at flat positions ``slot * P + position``."""
@@ -45,7 +61,8 @@ class SlotKVCache:
     def view(self, layer: int, first_slot: int, num_slots: int, length: int) -> tuple[Tensor, Tensor]:
         """Keys and values ``[num_slots, H, length, D]`` of a slot range, as views."""
         rows = self._by_slot[layer][first_slot : first_slot + num_slots, :length]
-        return rows[:, :, : self.num_heads].transpose(1, 2), rows[:, :, self.num_heads :].transpose(1, 2)
+        heads = self._heads[layer]
+        return rows[:, :, :heads].transpose(1, 2), rows[:, :, heads:].transpose(1, 2)
 
     def move(self, source: int, destination: int, length: int) -> None:
         """Copy the first ``length`` positions of one slot over another."""

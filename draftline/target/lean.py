@@ -13,9 +13,8 @@ R slots of a segment, Q queries a slot, T key positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,74 +22,10 @@ from torch.nn import functional
 
 from draftline.errors import TargetError
 from draftline.target.batch import Segment, StepBatch
+from draftline.target.config import ModelConfig as ModelConfig
 from draftline.target.kv_cache import SlotKVCache
 from draftline.target.linear import PackedLinear
-from draftline.target.rope import KINDS, RopeScaling
-
-FAMILIES = {"llama": False, "mistral": False, "qwen3": True}
-"""Supported ``model_type`` -> whether queries and keys are normalised per head."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The facts of a decoder-only transformer that the forward needs."""
-
-    family: str
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    rope_theta: float
-    max_positions: int
-    has_qk_norm: bool
-    tie_embeddings: bool
-    rope_scaling: RopeScaling | None = None
-
-    @classmethod
-    def from_hf(cls, document: Mapping[str, Any]) -> ModelConfig:
-        """Read a Hugging Face ``config.json``.
-
-        Raises:
-            TargetError: a family or a variant that this forward does not cover.
-        """
-        family = document.get("model_type", "")
-        if family not in FAMILIES:
-            raise TargetError(
-                f"target family {family!r} is not supported by the built-in engine",
-                expected=f"one of {sorted(FAMILIES)}",
-                remedy="Choose a target of these families",
-            )
-        rope = document.get("rope_parameters") or document.get("rope_scaling") or {}
-        try:
-            scaling = RopeScaling.from_hf(rope)
-        except ValueError as error:
-            raise TargetError(
-                f"rotary scaling {error} is not supported", expected=f"one of {', '.join(KINDS)}"
-            ) from None
-        for flag in ("attention_bias", "mlp_bias", "sliding_window"):
-            if document.get(flag) and document.get("use_sliding_window", True):
-                raise TargetError(f"target uses {flag}", expected=f"no {flag}", remedy="Choose another target")
-        num_heads = document["num_attention_heads"]
-        return cls(
-            family=family,
-            vocab_size=document["vocab_size"],
-            hidden_size=document["hidden_size"],
-            intermediate_size=document["intermediate_size"],
-            num_layers=document["num_hidden_layers"],
-            num_heads=num_heads,
-            num_kv_heads=document.get("num_key_value_heads") or num_heads,
-            head_dim=document.get("head_dim") or document["hidden_size"] // num_heads,
-            rms_norm_eps=document.get("rms_norm_eps", 1e-6),
-            rope_theta=rope.get("rope_theta") or document.get("rope_theta", 10000.0),
-            max_positions=document.get("max_position_embeddings", 2048),
-            has_qk_norm=FAMILIES[family],
-            tie_embeddings=document.get("tie_word_embeddings", False),
-            rope_scaling=scaling,
-        )
+from draftline.target.rope import RopeScaling
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -98,6 +33,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x32 = x.float()
     scaled = x32 * x32.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
     return scaled.to(x.dtype) * weight
+
+
+def rms_norm_wide(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """The same as Gemma does it: the product with the weight, if there is one, is taken in fp32 too."""
+    x32 = x.float()
+    scaled = x32 * x32.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return (scaled if weight is None else scaled * weight.float()).to(x.dtype)
 
 
 def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Tensor:
@@ -147,10 +89,29 @@ class RotaryTable:
         return x_NHE * cos_N1E + x_NHE.roll(self._half, -1) * sin_N1E
 
 
-def attend(q_NHE: Tensor, cache: SlotKVCache, layer: int, segments: Sequence[Segment]) -> Tensor:
-    """Attention of every token over its own slot; ``[N, H * E]`` in token order."""
+def within_window(segment: Segment, window: int) -> Segment:
+    """The segment with all but the last ``window`` positions before each query hidden, its own included."""
+    if segment.length <= window:
+        return segment
+    last_seen_RQ = (segment.mask_RQT == 0).sum(-1, keepdim=True) - 1
+    positions_T = torch.arange(segment.length, device=segment.mask_RQT.device)
+    return replace(segment, mask_RQT=segment.mask_RQT.masked_fill(positions_T <= last_seen_RQ - window, float("-inf")))
+
+
+def attend(
+    q_NHE: Tensor, cache: SlotKVCache, layer: int, segments: Sequence[Segment], scale: float | None = None
+) -> Tensor:
+    """Attention of every token over its own slot; ``[N, H * E]`` in token order.
+
+    Args:
+        q_NHE: Queries.
+        cache: Keys and values, those of these tokens included.
+        layer: Which of the cache's.
+        segments: Rectangles that cover every token once.
+        scale: Of the logits; the inverse root of E by default.
+    """
     num_tokens, num_heads, head_dim = q_NHE.shape
-    num_kv_heads = cache.num_heads
+    num_kv_heads = cache.heads(layer)
     group = num_heads // num_kv_heads
     out = q_NHE.new_empty(num_tokens, num_heads, head_dim)
     for segment in segments:
@@ -162,7 +123,7 @@ def attend(q_NHE: Tensor, cache: SlotKVCache, layer: int, segments: Sequence[Seg
         mask = segment.mask_RQT
         if group > 1:
             mask = mask.repeat_interleave(group, dim=2)
-        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         attended = attended.view(rows, num_kv_heads, longest, group * head_dim).transpose(1, 2)
         flat = attended.reshape(rows * longest, num_heads, head_dim)
         if len(segments) == 1 and flat.shape[0] == num_tokens:
@@ -184,6 +145,16 @@ class TargetOutput:
     taps_NLD: Tensor
 
 
+@dataclass(frozen=True)
+class _View:
+    """What a step looks like to one kind of attention layers."""
+
+    rotary: RotaryTable
+    cos_N1E: Tensor
+    sin_N1E: Tensor
+    segments: Sequence[Segment]
+
+
 class LeanModel:
     """The target's forward; frozen, no gradients.
 
@@ -199,16 +170,23 @@ class LeanModel:
         self.dtype = dtype
         self.embedding_VD = weights["model.embed_tokens.weight"]
         self.device = self.embedding_VD.device
-        self._final_norm = weights["model.norm.weight"]
+        self._norm = _Norm(config)
+        self._final_norm = self._norm.prepare(weights["model.norm.weight"])
         self._head = PackedLinear(weights.get("lm_head.weight", self.embedding_VD))
-        self._layers = [_Layer(config, weights, f"model.layers.{i}.") for i in range(config.num_layers)]
-        self._rotary: RotaryTable | None = None
+        self._layers = [_Layer(config, i, weights, f"model.layers.{i}.") for i in range(config.num_layers)]
+        self._rotary: dict[bool, RotaryTable] = {}
 
     def new_cache(self, num_slots: int, num_positions: int) -> SlotKVCache:
         """A KV cache of this model's shape."""
-        config = self.config
+        shapes = [self.config.kv_shape(layer) for layer in range(self.config.num_layers)]
         return SlotKVCache(
-            config.num_layers, num_slots, num_positions, config.num_kv_heads, config.head_dim, self.dtype, self.device
+            self.config.num_layers,
+            num_slots,
+            num_positions,
+            [heads for heads, _ in shapes],
+            [size for _, size in shapes],
+            self.dtype,
+            self.device,
         )
 
     @torch.inference_mode()
@@ -220,33 +198,66 @@ class LeanModel:
             cache: Read and extended.
             tap_ids: Layers whose output is wanted; -1 is the embeddings.
         """
-        if self._rotary is None or self._rotary.cos_PE.shape[0] < cache.num_positions:
-            self._rotary = RotaryTable(
-                self.config.head_dim,
-                self.config.rope_theta,
-                cache.num_positions,
-                self.dtype,
-                self.config.rope_scaling,
-            )
-        cos, sin = self._rotary.at(batch.positions_N)
+        views = self._views(batch, cache.num_positions)
         x = self.embedding_VD[batch.token_ids_N]
+        if self.config.family_facts.has_embedding_scale:
+            # Rounded to the working dtype first, as transformers does.
+            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
         taps = [x] if -1 in tap_ids else []
         for i, layer in enumerate(self._layers):
-            x = layer.forward(x, i, batch, cache, self._rotary, cos, sin)
+            x = layer.forward(x, batch, cache, views[self.config.is_local(i)])
             if i in tap_ids:
                 taps.append(x)
-        hidden = rms_norm(x, self._final_norm, self.config.rms_norm_eps)
+        hidden = self._norm(x, self._final_norm)
         stacked = torch.stack(taps, 1) if taps else hidden.new_empty(hidden.shape[0], 0, hidden.shape[1])
         return TargetOutput(hidden, stacked)
 
     @torch.inference_mode()
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Next-token logits ``[N, V]`` of post-norm hidden states."""
-        return self._head(hidden_ND)
+        logits = self._head(hidden_ND)
+        cap = self.config.logit_softcap
+        return logits if cap is None else (logits / cap).tanh_().mul_(cap)
+
+    def _views(self, batch: StepBatch, num_positions: int) -> dict[bool, _View]:
+        """The step as layers with full attention (``False``) and with a window (``True``) see it."""
+        config, local = self.config, self.config.local
+        kinds = {False: (config.head_dim, config.rope_theta, config.rope_scaling)}
+        if local is not None:
+            kinds[True] = (local.head_dim, local.rope_theta, local.rope_scaling)
+        views = {}
+        for is_local, (head_dim, theta, scaling) in kinds.items():
+            table = self._rotary.get(is_local)
+            if table is None or table.cos_PE.shape[0] < num_positions:
+                table = self._rotary[is_local] = RotaryTable(head_dim, theta, num_positions, self.dtype, scaling)
+            segments: Sequence[Segment] = batch.segments
+            if is_local and local is not None:
+                segments = [within_window(segment, local.window) for segment in segments]
+            views[is_local] = _View(table, *table.at(batch.positions_N), segments)
+        return views
+
+
+class _Norm:
+    """Root-mean-square norms of a family."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._facts = config.family_facts
+        self._eps = config.rms_norm_eps
+
+    def prepare(self, weight: Tensor) -> Tensor:
+        """A checkpoint's weight, ready to multiply by."""
+        return weight.float() + self._facts.norm_offset if self._facts.is_norm_wide else weight
+
+    def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
+        return (rms_norm_wide if self._facts.is_norm_wide else rms_norm)(x, weight, self._eps)
+
+    def without_weight(self, x: Tensor) -> Tensor:
+        """Norm alone."""
+        return rms_norm_wide(x, None, self._eps)
 
 
 class _Layer:
-    def __init__(self, config: ModelConfig, weights: dict[str, Tensor], prefix: str) -> None:
+    def __init__(self, config: ModelConfig, index: int, weights: dict[str, Tensor], prefix: str) -> None:
         def take(name: str) -> Tensor:
             try:
                 return weights.pop(prefix + name)
@@ -255,46 +266,63 @@ class _Layer:
                     f"target weights lack {prefix + name!r}", remedy="Check the model directory"
                 ) from None
 
-        self._config = config
-        qkv = [take(f"self_attn.{kind}_proj.weight") for kind in "qkv"]
+        self._config, self._index, facts = config, index, config.family_facts
+        self._norm = _Norm(config)
+        self._num_kv, self._head_dim = config.kv_shape(index)
+        self._has_values = config.is_local(index) or not config.has_shared_kv
+        qkv = [take(f"self_attn.{kind}_proj.weight") for kind in ("qkv" if self._has_values else "qk")]
         self._qkv = PackedLinear(torch.cat(qkv))
         self._output = PackedLinear(take("self_attn.o_proj.weight"))
         self._gate_up = PackedLinear(torch.cat([take("mlp.gate_proj.weight"), take("mlp.up_proj.weight")]))
         self._down = PackedLinear(take("mlp.down_proj.weight"))
-        self._attention_norm = take("input_layernorm.weight")
-        self._mlp_norm = take("post_attention_layernorm.weight")
-        self._qk_norms = (
-            (take("self_attn.q_norm.weight"), take("self_attn.k_norm.weight")) if config.has_qk_norm else None
-        )
-
-    def forward(
-        self,
-        x: Tensor,
-        index: int,
-        batch: StepBatch,
-        cache: SlotKVCache,
-        rotary: RotaryTable,
-        cos: Tensor,
-        sin: Tensor,
-    ) -> Tensor:
-        config = self._config
-        num_heads, num_kv, size = config.num_heads, config.num_kv_heads, config.head_dim
-        qkv = self._qkv(rms_norm(x, self._attention_norm, config.rms_norm_eps))
-        qkv = qkv.view(x.shape[0], num_heads + 2 * num_kv, size)
-        if self._qk_norms is None:
-            qk = qkv[:, : num_heads + num_kv]
-        else:
-            q_norm, k_norm = self._qk_norms
-            qk = torch.cat(
-                [
-                    rms_norm(qkv[:, :num_heads], q_norm, config.rms_norm_eps),
-                    rms_norm(qkv[:, num_heads : num_heads + num_kv], k_norm, config.rms_norm_eps),
-                ],
-                1,
+        self._attention_norm = self._norm.prepare(take("input_layernorm.weight"))
+        after_attention = self._norm.prepare(take("post_attention_layernorm.weight"))
+        # Norms of what attention and feed-forward give, where a family has them.
+        self._output_norms: tuple[Tensor, Tensor] | None = None
+        self._mlp_norm = after_attention
+        if facts.has_sandwich_norms:
+            self._mlp_norm = self._norm.prepare(take("pre_feedforward_layernorm.weight"))
+            self._output_norms = after_attention, self._norm.prepare(take("post_feedforward_layernorm.weight"))
+        self._qk_norms: tuple[Tensor, Tensor] | None = None
+        if config.has_qk_norm:
+            self._qk_norms = (
+                self._norm.prepare(take("self_attn.q_norm.weight")),
+                self._norm.prepare(take("self_attn.k_norm.weight")),
             )
-        qk = rotary.rotate(qk, cos, sin)
-        cache.append(index, batch.cache_index_N, torch.cat([qk[:, num_heads:], qkv[:, num_heads + num_kv :]], 1))
-        x = x + self._output(attend(qk[:, :num_heads], cache, index, batch.segments))
-        gate_up = self._gate_up(rms_norm(x, self._mlp_norm, config.rms_norm_eps))
+        self._scalar = take("layer_scalar") if facts.has_layer_scalar else None
+
+    def forward(self, x: Tensor, batch: StepBatch, cache: SlotKVCache, view: _View) -> Tensor:
+        config = self._config
+        q, k, v = self._project(self._norm(x, self._attention_norm), view)
+        cache.append(self._index, batch.cache_index_N, torch.cat([k, v], 1))
+        attended = self._output(attend(q, cache, self._index, view.segments, config.attention_scale))
+        if self._output_norms is not None:
+            attended = self._norm(attended, self._output_norms[0])
+        x = x + attended
+        gate_up = self._gate_up(self._norm(x, self._mlp_norm))
         half = config.intermediate_size
-        return x + self._down(functional.silu(gate_up[:, :half]).mul_(gate_up[:, half:]))
+        changed = self._down(self._activate(gate_up[:, :half]).mul_(gate_up[:, half:]))
+        if self._output_norms is not None:
+            changed = self._norm(changed, self._output_norms[1])
+        x = x + changed
+        return x if self._scalar is None else x * self._scalar
+
+    def _project(self, x: Tensor, view: _View) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, ``[N, heads, E]``."""
+        num_heads, num_kv = self._config.num_heads, self._num_kv
+        qkv = self._qkv(x).view(x.shape[0], -1, self._head_dim)
+        # Where keys give the values too, it is before their norm and rotation.
+        v = qkv[:, num_heads + num_kv :] if self._has_values else qkv[:, num_heads:]
+        qk = qkv[:, : num_heads + num_kv]
+        if self._qk_norms is not None:
+            q_norm, k_norm = self._qk_norms
+            qk = torch.cat([self._norm(qk[:, :num_heads], q_norm), self._norm(qk[:, num_heads:], k_norm)], 1)
+        if self._config.family_facts.has_value_norm:
+            v = self._norm.without_weight(v)
+        qk = view.rotary.rotate(qk, view.cos_N1E, view.sin_N1E)
+        return qk[:, :num_heads], qk[:, num_heads:], v
+
+    def _activate(self, gate: Tensor) -> Tensor:
+        if self._config.family_facts.activation == "silu":
+            return functional.silu(gate)
+        return functional.gelu(gate, approximate="tanh")

@@ -209,14 +209,26 @@ def _read_weights(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     for shard in shards:
         try:
             with safe_open(shard, framework="pt") as handle:
-                for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    weights[name] = handle.get_tensor(name).to(dtype)
+                for stored in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    if (name := _text_name(stored)) is not None:
+                        weights[name] = handle.get_tensor(stored).to(dtype)
         except SafetensorError as error:
             raise TargetError(f"{shard} is damaged ({error})", remedy="Copy or download the model again") from None
     missing = {"model.embed_tokens.weight", "model.norm.weight"} - set(weights)
     if missing:
         raise TargetError(f"target weights lack {sorted(missing)[0]!r}", remedy="Check the model directory")
     return weights
+
+
+def _text_name(stored: str) -> str | None:
+    """A weight's name in a text model; ``None`` for a multimodal model's weights that text does not need."""
+    for wrapped in ("model.language_model.", "language_model.model."):
+        if stored.startswith(wrapped):
+            return "model." + stored.removeprefix(wrapped)
+    if stored.startswith("language_model.lm_head."):
+        return stored.removeprefix("language_model.")
+    is_text = stored.startswith(("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head."))
+    return stored if is_text else None
 
 
 def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
+    Gemma4TextConfig,
+    Gemma4UnifiedTextConfig,
     LlamaConfig,
     MistralConfig,
     PretrainedConfig,
@@ -36,14 +39,50 @@ SIZES = {
     "bos_token_id": None,
     "eos_token_id": 5,
 }
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 1000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    # Small enough for all three regimes to occur among 40 positions.
+    "original_max_position_embeddings": 32,
+}
+GEMMA = {**SIZES, "num_hidden_layers": 4, "head_dim": 16, "sliding_window": 7, "num_key_value_heads": 2}
+ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 FAMILIES: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**SIZES, num_key_value_heads=2),
     "llama-mqa-tied": LlamaConfig(**SIZES, num_key_value_heads=1, tie_word_embeddings=True, rms_norm_eps=1e-5),
     "llama-wide-rope": LlamaConfig(
         **SIZES, num_key_value_heads=4, rope_parameters={"rope_type": "default", "rope_theta": 1e6}
     ),
+    "llama-llama3-rope": LlamaConfig(**SIZES, num_key_value_heads=2, rope_parameters=LLAMA3_ROPE),
+    "llama-linear-rope": LlamaConfig(
+        **SIZES, num_key_value_heads=2, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+    ),
     "mistral": MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=None),
     "qwen3": Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True),
+    "gemma3": Gemma3TextConfig(**GEMMA, layer_types=ALTERNATING, query_pre_attn_scalar=24),
+    "gemma3-local-only": Gemma3TextConfig(
+        **GEMMA,
+        layer_types=["sliding_attention"] * 4,
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
+    "gemma4": Gemma4TextConfig(
+        **GEMMA, layer_types=ALTERNATING, global_head_dim=32, hidden_size_per_layer_input=0, num_kv_shared_layers=0
+    ),
+    # As google/gemma-4-12B-it: one global key head of twice the size that gives the values too, capped logits.
+    "gemma4-unified": Gemma4UnifiedTextConfig(
+        **GEMMA,
+        layer_types=ALTERNATING,
+        global_head_dim=32,
+        num_global_key_value_heads=1,
+        attention_k_eq_v=True,
+        final_logit_softcapping=3.0,
+    ),
 }
 
 
@@ -61,8 +100,8 @@ def save_model(config: PretrainedConfig, folder: Path) -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config).eval()
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
+        for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
+            if "norm" in name or name.endswith("layer_scalar"):
                 torch.nn.init.normal_(parameter, 1.0, 0.2)
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
@@ -83,6 +122,7 @@ def test_one_step_equals_transformers(pair: Pair) -> None:
     cache = model.new_cache(3, 64)
     batch = build_batch([Chunk(row, 0, IDS[row].tolist()) for row in range(3)], 64, torch.float32)
     output = model.forward(batch, cache, (-1, 0, 1))
+    assert float(pair.logits.std()) > 0.1  # Else nearly any forward would do.
     shape = (3, 40, -1)
     torch.testing.assert_close(model.logits(output.hidden_ND).view(shape), pair.logits, atol=2e-4, rtol=1e-4)
     torch.testing.assert_close(output.hidden_ND.view(shape), pair.hidden_states[-1], atol=2e-4, rtol=1e-4)
