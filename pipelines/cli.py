@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from draftline import __version__
 from draftline.errors import DraftlineError
 from draftline.spec import RECIPES, dump_spec, load_spec, recipe
+from pipelines.cache_commands import cache_app
 from pipelines.plan import plan
 from pipelines.preflight import resolve_spec
 
@@ -67,6 +68,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(cache_app, name="cache")
 
 Home = Annotated[Path, typer.Option(help="Directory of the embedded platform: databases, logs, runs.")]
 Set = Annotated[

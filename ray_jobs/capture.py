@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import ray
 import torch
 
+from draftline.cache.manifest import COUNTS_FILE
 from draftline.cache.shards import Manifest, ShardInfo, decode_shard
 from draftline.capture.capture import capture_shard
 from draftline.draft.config import resolve_taps
+from draftline.errors import StepError
 from draftline.steps import StepContext, StepOutput
 from draftline.target.load import load_target
-from draftline.tokens.station import COUNTS_FILE
 from ray_jobs.pool import map_shards
 from ray_jobs.runtime import main, reserved_cpus
 
@@ -74,6 +76,7 @@ def run(context: StepContext) -> StepOutput:
         num_cpus=reserved_cpus(spec.threads_per_worker, spec.workers),
         on_done=finished,
     )
+    _require_all(context, done)
     counts = context.store.get(f"{context.inputs['tokens'].prefix}/{COUNTS_FILE}")
     context.store.put(f"{context.prefix}/{COUNTS_FILE}", counts)
     first = decode_shard(context.store.get(f"{context.prefix}/{tokens.shards[0].name}"), origin=tokens.shards[0].name)
@@ -88,6 +91,22 @@ def run(context: StepContext) -> StepOutput:
     size = float(sum(s.size_bytes for s in manifest.shards))
     metrics = {"num_tokens": float(total), "size_bytes": size, "bytes_per_token": size / total}
     return StepOutput({**manifest.to_json(), "counts": COUNTS_FILE}, metrics)
+
+
+def _require_all(context: StepContext, done: Mapping[str, ShardInfo]) -> None:
+    """Somebody may have removed old shards of a capture that was taken up again: its manifest must not name them.
+
+    Raises:
+        StepError: a shard is gone.
+    """
+    present = {info.key for info in context.store.list(f"{context.prefix}/")}
+    missing = sorted(name for name in done if f"{context.prefix}/{name}" not in present)
+    if missing:
+        raise StepError(
+            "shards were removed while their capture ran",
+            got=f"{len(missing)} missing, {missing[0]} first",
+            remedy="Start the same run again: it captures those alone",
+        )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,15 @@ from draftline.errors import FormatError
 
 FORMAT_VERSION = 1
 
+KIND = "hidden-states"
+"""Kind of a manifest that names shards of hidden states."""
+
+STREAM_KIND = "hidden-states-stream"
+"""Kind of a manifest that names the token shards whose hidden states are captured while training runs."""
+
+COUNTS_FILE = "counts.json"
+"""Token counts of the corpus, beside the shards of tokens and of hidden states."""
+
 
 @dataclass(frozen=True)
 class ShardInfo:

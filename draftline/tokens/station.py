@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from draftline.cache.manifest import COUNTS_FILE
 from draftline.cache.shards import Manifest, ShardInfo, encode_shard, shard_name
 from draftline.errors import InputError
 from draftline.steps.context import StepContext, StepOutput
 from draftline.steps.ledger import verify_bytes
 
-COUNTS_FILE = "counts.json"
 SPLITS = ("train", "validation", "calibration")
 
 

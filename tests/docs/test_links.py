@@ -47,7 +47,9 @@ def test_a_lost_file_and_a_lost_heading_are_found(tmp_path: Path) -> None:
 def test_every_decision_is_listed_once_and_numbered() -> None:
     folder = ROOT / "docs" / "adr"
     files = sorted(path.name for path in folder.glob("[0-9]*.md"))
-    assert [name[:4] for name in files] == [f"{number:04d}" for number in range(1, len(files) + 1)]
+    numbers = [int(name[:4]) for name in files]
+    # Numbers are given out before the pages are written, so there may be gaps.
+    assert numbers[0] == 1 and len(numbers) == len(set(numbers))
     assert links((folder / "README.md").read_text(encoding="utf-8")) == files
 
 

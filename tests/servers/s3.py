@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -93,6 +94,18 @@ def s3_workspace(
     """An empty ``s3://`` workspace on each server."""
     with fresh_workspace(named_server(request.param, moto_server), monkeypatch) as store:
         yield store.uri
+
+
+@pytest.fixture(params=["local", *S3_SERVERS])
+def any_store(
+    request: pytest.FixtureRequest, tmp_path: Path, moto_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ObjectStore]:
+    """An empty store, on every backend."""
+    if request.param == "local":
+        yield open_store(str(tmp_path / "workspace"), create=True)
+        return
+    with fresh_workspace(named_server(request.param, moto_server), monkeypatch) as s3_store:
+        yield s3_store
 
 
 def named_server(name: str, moto_server: S3Server) -> S3Server:
