@@ -8,8 +8,10 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from draftline.errors import InputError, NoSpace
+from draftline.evaluation.suites import check_suites
 from draftline.prompts.source import source_digest
 from draftline.spec import RunSpec, derive, dump_spec, load_spec, parse_overrides, recipe
 from draftline.storage import ObjectStore, join_uri, open_store
@@ -78,13 +80,17 @@ def resolve_spec(
     if workspace is not None:
         overrides["workspace"] = workspace
     spec = derive(base, overrides)
-    absolute: dict[str, str] = {}
+    absolute: dict[str, Any] = {}
     place = parse_uri(spec.workspace)
     if isinstance(place, Path):
         absolute["workspace"] = str(place.resolve())
     source = spec.prompts.source
     if "://" not in source and not source.startswith("builtin:"):
         absolute["prompts.source"] = str(Path(source).expanduser().resolve())
+    if files := spec.evaluation.suite_files:
+        absolute["evaluation.suite_files"] = {
+            name: uri if "://" in uri else str(Path(uri).expanduser().resolve()) for name, uri in files.items()
+        }
     # Ray's workers run in another directory; a relative path would be a hub id there.
     if not spec.target.source.startswith("package:") and (target := Path(spec.target.source).expanduser()).is_dir():
         absolute["target.source"] = str(target.resolve())
@@ -99,11 +105,12 @@ def prepare(spec: RunSpec, home: Path) -> PreparedRun:
         home: Where the embedded platform will write.
 
     Raises:
-        InputError: the prompts cannot be read.
+        InputError: the prompts or an evaluation suite cannot be read.
         TargetError: the target is not there.
         StorageError: the workspace cannot be used, or a disk is full.
     """
     source_digest(spec.prompts)
+    check_suites(spec.evaluation)
     target_fingerprint(spec.target)
     place = parse_uri(spec.workspace)
     folders = [home, place] if isinstance(place, Path) else [home]

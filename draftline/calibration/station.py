@@ -16,7 +16,7 @@ from draftline.engine.build import run_to_completion
 from draftline.engine.engine import Engine, EngineLimits, StepTrace
 from draftline.engine.policy import FixedPolicy
 from draftline.engine.requests import EngineRequest, SamplingParams
-from draftline.evaluation.suites import even_spread
+from draftline.prompts.spread import even_spread
 from draftline.responses.generate import prompt_ids
 from draftline.spec import RunSpec
 from draftline.target.load import Target

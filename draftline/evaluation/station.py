@@ -20,8 +20,11 @@ from draftline.evaluation.measure import (
     measure_acceptance,
     measure_speed,
 )
-from draftline.evaluation.suites import HELD_OUT, SuitePrompt, even_spread, load_suite
+from draftline.evaluation.prompt import SuitePrompt
+from draftline.evaluation.suites import load_suite
+from draftline.prompts.spread import even_spread
 from draftline.responses.generate import prompt_ids
+from draftline.spec.models import HELD_OUT
 from draftline.steps.context import StepContext, StepOutput
 from draftline.target.load import Target, load_target
 
@@ -47,10 +50,10 @@ def evaluate(context: StepContext) -> StepOutput:
         calibration,
         policy if policy.wants_draft else OffPolicy(),
         spec.max_new_tokens,
-        spec.temperature,
+        spec.timing_temperature,
         context.spec.seed,
     )
-    suite = load_suite(context.item, context.store, context.inputs["prompts"])
+    suite = load_suite(context.item, spec, context.store, context.inputs["prompts"])
     prompts = _tokenised(target, suite, context.spec.serving.max_context - spec.max_new_tokens)
     # Files are often sorted by topic: an even spread sees all of them, the head would see the first.
     chosen = even_spread(prompts, spec.max_prompts)

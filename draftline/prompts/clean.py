@@ -10,7 +10,14 @@ from dataclasses import dataclass, replace
 
 from draftline.errors import InputError
 from draftline.prompts.records import Prompt, parse_line
-from draftline.prompts.similarity import ContainmentIndex, NearDuplicateIndex, RarityOrder, Shingler, normalise
+from draftline.prompts.similarity import (
+    ContainmentIndex,
+    NearDuplicateIndex,
+    RarityOrder,
+    Shingler,
+    normalise,
+    without_boilerplate,
+)
 from draftline.spec.models import PromptsSpec
 
 SPLITS = ("train", "validation", "calibration", "test")
@@ -77,7 +84,7 @@ def clean_prompts(
     spec: PromptsSpec,
     *,
     system_prompt: str | None = None,
-    protected: Iterable[str] = (),
+    protected: Iterable[Sequence[str]] = (),
     tick: Tick = lambda done: None,
 ) -> CleanedPrompts:
     """Clean, deduplicate and split.
@@ -86,7 +93,7 @@ def clean_prompts(
         lines: Raw lines of the file.
         spec: Thresholds, fractions, limit.
         system_prompt: Replaces nothing, fills in where a line has none.
-        protected: Texts of the evaluation suites.
+        protected: Texts of the evaluation suites, one list a suite.
         tick: Called now and then with the number of prompts compared.
 
     Returns:
@@ -98,7 +105,7 @@ def clean_prompts(
     """
     tally = _Tally()
     shingler = Shingler()
-    guard = ContainmentIndex(spec.near_duplicate_threshold, [shingler.shingle([text]) for text in protected])
+    guard = _guard(spec, shingler, protected)
     rows = _parse(lines, spec, shingler, tally)
     rows = _compare(rows, spec, guard, tally, tick)
     if spec.limit and len(rows) > spec.limit:
@@ -121,6 +128,14 @@ def clean_prompts(
     return cleaned
 
 
+def overlapping_lines(lines: Iterable[bytes], spec: PromptsSpec, protected: Iterable[Sequence[str]]) -> tuple[int, ...]:
+    """Numbers (1-based) of the lines that :func:`clean_prompts` would drop for these protected texts."""
+    shingler = Shingler()
+    guard = _guard(spec, shingler, protected)
+    rows = _parse(lines, spec, shingler, _Tally())
+    return tuple(row.line_number for row in rows if guard.contains_any(row.shingles))
+
+
 def describe_report(report: Mapping[str, int], examples: Mapping[str, Sequence[int]] | None = None) -> str:
     """A short text for people: what was read, what was dropped and why.
 
@@ -136,6 +151,11 @@ def describe_report(report: Mapping[str, int], examples: Mapping[str, Sequence[i
             where = f" (line{'s' if count > 1 else ''} {', '.join(map(str, numbers))}{more})" if numbers else ""
             lines.append(f"  {count:,} dropped: {meaning}{where}")
     return "\n".join(lines)
+
+
+def _guard(spec: PromptsSpec, shingler: Shingler, protected: Iterable[Sequence[str]]) -> ContainmentIndex:
+    suites = [without_boilerplate([shingler.shingle([text]) for text in suite]) for suite in protected]
+    return ContainmentIndex(spec.near_duplicate_threshold, [shingles for suite in suites for shingles in suite])
 
 
 def _parse(lines: Iterable[bytes], spec: PromptsSpec, shingler: Shingler, tally: _Tally) -> list[_Row]:

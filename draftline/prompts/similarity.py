@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 
 TRIGRAM = 3
 MIN_CONTAINED_SHINGLES = 8
+MIN_BOILERPLATE_TEXTS = 20
 
 # Scripts without spaces between words: each character counts as a word.
 _UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
@@ -103,6 +104,25 @@ class NearDuplicateIndex:
             return False
         shared = len(own.intersection(other))
         return shared > self._threshold * (len(own) + len(other) - shared)
+
+
+def without_boilerplate(texts: Sequence[array[int]]) -> list[array[int]]:
+    """Texts of one suite without the shingles that more than half of them share.
+
+    Those are the suite's instructions ("reason step by step", an answer
+    format), not its problems: with them counted, a problem that is quoted
+    bare would look like a small part of the protected text. Sets of fewer
+    than :data:`MIN_BOILERPLATE_TEXTS` say too little about what is common,
+    and a text of which too little would be left stays whole.
+    """
+    if len(texts) < MIN_BOILERPLATE_TEXTS:
+        return list(texts)
+    counts: dict[int, int] = defaultdict(int)
+    for shingles in texts:
+        for shingle in shingles:
+            counts[shingle] += 1
+    own = [array("q", (s for s in shingles if counts[s] * 2 <= len(texts))) for shingles in texts]
+    return [kept if len(kept) >= MIN_CONTAINED_SHINGLES else whole for kept, whole in zip(own, texts, strict=True)]
 
 
 class ContainmentIndex:

@@ -65,17 +65,32 @@ def read_source(spec: PromptsSpec) -> Source:
     uri = spec.source
     if uri.startswith(_BUILTIN_PREFIX):
         return _read_builtin(uri.removeprefix(_BUILTIN_PREFIX))
+    return Source(read_location(uri, "prompts", _REMEDY))
+
+
+def read_location(uri: str, what: str, remedy: str) -> bytes:
+    """The bytes of a file or an object.
+
+    Args:
+        uri: A path, ``file:///...`` or ``s3://bucket/key``.
+        what: Names its role in messages.
+        remedy: What to give instead.
+
+    Raises:
+        InputError: there is no such file, or the URI cannot be understood.
+        StorageError: an object that cannot be read.
+    """
     scheme, separator, _ = uri.partition("://")
     if not separator:
-        return Source(_read_file(Path(uri).expanduser()))
+        return _read_file(Path(uri).expanduser(), what, remedy)
     if scheme == "file":
-        return Source(_read_file(Path(unquote(urlsplit(uri).path))))
+        return _read_file(Path(unquote(urlsplit(uri).path)), what, remedy)
     if scheme == "s3":
         root, _, key = uri.rpartition("/")
         if not key or root.rstrip("/") in ("s3:", "s3:/"):
-            raise InputError("the prompts URI names no object", got=uri, remedy=_REMEDY)
-        return Source(open_store(root).get(key))
-    raise InputError("the prompts source has an unknown scheme", got=uri, remedy=_REMEDY)
+            raise InputError(f"the {what} URI names no object", got=uri, remedy=remedy)
+        return open_store(root).get(key)
+    raise InputError(f"the {what} source has an unknown scheme", got=uri, remedy=remedy)
 
 
 def _read_builtin(name: str) -> Source:
@@ -86,14 +101,14 @@ def _read_builtin(name: str) -> Source:
     return Source((folder / "prompts.jsonl").read_bytes(), system_prompt)
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path, what: str, remedy: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise InputError(f"there is no prompts file at {path}", remedy=_REMEDY) from None
+        raise InputError(f"there is no {what} file at {path}", remedy=remedy) from None
     except IsADirectoryError:
-        raise InputError(f"the prompts source {path} is a directory", remedy=_REMEDY) from None
+        raise InputError(f"the {what} source {path} is a directory", remedy=remedy) from None
     except OSError as error:
         raise InputError(
-            f"cannot read the prompts file {path}: {error.strerror}", remedy="Check its permissions"
+            f"cannot read the {what} file {path}: {error.strerror}", remedy="Check its permissions"
         ) from None

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from draftline.errors import InputError
-from draftline.evaluation.suites import public_problem_texts
+from draftline.evaluation.suites import configured_texts, humaneval_texts, is_test_split
 from draftline.prompts.clean import CleanedPrompts, clean_prompts, describe_report
 from draftline.prompts.source import read_source
+from draftline.spec.models import HELD_OUT
 from draftline.steps.context import StepContext, StepOutput
 
 
 def run(context: StepContext) -> StepOutput:
     """Write one JSONL file a split.
 
-    Prompts that overlap a public evaluation suite are always removed, also
-    when the run does not use that suite: a later run may.
+    Prompts that overlap an evaluation suite of the spec are removed, and
+    those that overlap HumanEval always: its problems are at hand, and a later
+    run may measure on them.
 
     Raises:
-        InputError: the source cannot be read or nothing is left of it.
+        InputError: the source or a suite cannot be read, or nothing is left of the prompts.
         StorageError: the workspace failed.
     """
     spec = context.spec.prompts
@@ -25,7 +27,7 @@ def run(context: StepContext) -> StepOutput:
         source.lines(),
         spec,
         system_prompt=source.system_prompt,
-        protected=public_problem_texts(),
+        protected=[humaneval_texts(), *configured_texts(context.spec.evaluation)],
         tick=lambda done: context.report(done, 0, "prompts"),
     )
     _require_held_out(context, cleaned)
@@ -50,7 +52,7 @@ def run(context: StepContext) -> StepOutput:
 
 def _require_held_out(context: StepContext, cleaned: CleanedPrompts) -> None:
     """Say now, not after the training, that there is nothing to evaluate on."""
-    if not cleaned.splits["test"]:
+    if not cleaned.splits["test"] and is_test_split(HELD_OUT, context.spec.evaluation):
         raise InputError(
             f"none of the {cleaned.report['kept']} usable prompts falls into the held-out split",
             expected=f"about {context.spec.prompts.holdout_fraction:.0%} of them",

@@ -102,7 +102,8 @@ def _how_measured(data: ReportData) -> str:
     ]
     return (
         "*Accepted length* is tokens per verification step, the target's own token included, measured online in the "
-        f"serving engine at temperature {evaluation.temperature:g}, at most {evaluation.max_new_tokens} new tokens.\n\n"
+        f"serving engine at temperature {evaluation.timing_temperature:g}, at most {evaluation.max_new_tokens} new "
+        "tokens.\n\n"
         f"*Speed-ups* are medians of per-prompt ratios over at most {evaluation.timing_prompts} prompts "
         f"({evaluation.hf_prompts} against transformers), one request at a time, speculative and plain runs "
         f"alternating on the same machine in {target.dtype}. *Plain* is the same engine without a draft; "
@@ -200,6 +201,7 @@ def _spec_text(data: ReportData) -> str:
     shown = {part: document[part] for part in _SHOWN_PARTS}
     # Which suites ran is told by the results; the list's order must not change the card.
     shown["evaluation"].pop("suites")
+    shown["evaluation"].pop("suite_files")
     shown["cache"] = {"codec": document["cache"]["codec"]}
     shown["serving"] = {name: document["serving"][name] for name in ("policy", "threshold")}
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)

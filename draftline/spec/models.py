@@ -8,6 +8,7 @@ Secrets never appear: credentials come from the usual places of each SDK.
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Annotated, Literal
 
@@ -20,9 +21,18 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 BUILTIN_WORKLOADS = ("support-desk",)
+HELD_OUT = "held-out"
 SUITES = (
-    "held-out",
+    HELD_OUT,
+    "gsm8k",
+    "math500",
+    "aime25",
+    "mbpp",
     "humaneval",
+    "livecodebench",
+    "mt-bench",
+    "alpaca",
+    "arena-hard",
 )
 
 
@@ -321,31 +331,72 @@ class EvaluationSpec(Part):
     """What is measured before a draft may be promoted.
 
     Attributes:
-        suites: Names of suites; each is one branch of the fan-out.
+        suites: Names of suites; each is one branch of the fan-out. ``held-out``
+            is the prompts' own test split; ``humaneval`` comes with its
+            package; the other public ones (``gsm8k``, ``math500``, ``aime25``,
+            ``mbpp``, ``livecodebench``, ``mt-bench``, ``alpaca``,
+            ``arena-hard``) from the hub, unless ``suite_files`` has them.
+        suite_files: Suite name to a ``.jsonl`` file with ``{"turns": [...]}``
+            lines, a path or an object URI. A public name replaces that suite,
+            ``held-out`` the test split, any other name is a suite of yours.
         max_prompts: Per suite, 0 for all.
-        max_new_tokens: Per prompt.
-        temperature: Of the timed runs (0 also allows token equality).
-        timing_prompts: Prompts timed one by one in alternating runs.
-        hf_prompts: Prompts also timed with ``transformers.generate``.
+        sampled_prompts: Per suite, at every temperature but the first, 0 for
+            ``max_prompts``.
+        max_new_tokens: Per assistant turn.
+        temperatures: Accepted length, acceptance and confidences are measured
+            at each; the first gives the headline figures that the gate reads.
+        timing_temperature: Of the timed runs.
+        timing_prompts: Turns timed one by one in alternating runs.
+        hf_prompts: Of those, also timed with ``transformers.generate``.
         lossless_prompts: Held-out prompts compared token for token in fp32.
-        lossless_tokens: Tokens compared per prompt.
+        lossless_tokens: Tokens compared per assistant turn.
     """
 
-    suites: tuple[Literal["held-out", "humaneval"], ...] = ("held-out", "humaneval")
+    suites: tuple[str, ...] = (HELD_OUT, "humaneval")
+    suite_files: dict[str, str] = Field(default_factory=dict)
     max_prompts: Annotated[int, Field(ge=0)] = 48
+    sampled_prompts: Annotated[int, Field(ge=0)] = 24
     max_new_tokens: PositiveInt = 96
-    temperature: Annotated[float, Field(ge=0.0)] = 0.0
+    temperatures: tuple[Annotated[float, Field(ge=0.0, le=5.0)], ...] = (0.0, 1.0)
+    timing_temperature: Annotated[float, Field(ge=0.0, le=5.0)] = 0.0
     timing_prompts: PositiveInt = 8
     hf_prompts: Annotated[int, Field(ge=0)] = 3
     lossless_prompts: Annotated[int, Field(ge=0)] = 50
     lossless_tokens: PositiveInt = 64
 
-    @field_validator("suites")
+    @field_validator("suite_files")
     @classmethod
-    def _some_suites(cls, suites: tuple[str, ...]) -> tuple[str, ...]:
-        if not suites or len(set(suites)) != len(suites):
-            raise ValueError(f"suites={list(suites)} must name at least one suite, each once; known: {list(SUITES)}")
-        return suites
+    def _usable_names(cls, files: dict[str, str]) -> dict[str, str]:
+        for name, place in files.items():
+            if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", name):
+                raise ValueError(
+                    f"suite name {name!r} must be 1-63 lower-case letters, digits, dots, dashes and underscores"
+                )
+            if not place.strip():
+                raise ValueError(f"suite {name!r} has no file; give a path or an object URI")
+        return files
+
+    @field_validator("temperatures")
+    @classmethod
+    def _some_temperatures(cls, temperatures: tuple[float, ...]) -> tuple[float, ...]:
+        if not temperatures or len(set(temperatures)) != len(temperatures):
+            raise ValueError(f"temperatures={list(temperatures)} must hold at least one temperature, each once")
+        return temperatures
+
+    @model_validator(mode="after")
+    def _known_suites(self) -> EvaluationSpec:
+        known = list(dict.fromkeys([*SUITES, *self.suite_files]))
+        if not self.suites or len(set(self.suites)) != len(self.suites):
+            raise ValueError(f"suites={list(self.suites)} must name at least one suite, each once; known: {known}")
+        for name in self.suites:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=3)
+                hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+                raise ValueError(
+                    f"there is no evaluation suite {name!r}; {hint}known: {known}; "
+                    "give a suite of your own as a file in evaluation.suite_files"
+                )
+        return self
 
 
 class GateSpec(Part):
@@ -466,10 +517,13 @@ class RunSpec(Part):
                     f"draft.block_size={self.draft.block_size}; set it to {shortest} or more"
                 )
         # What the gate judges must be measured, or a whole run ends in a refusal that was certain from the start.
-        if "held-out" not in self.evaluation.suites:
-            raise ValueError("evaluation.suites lacks 'held-out', which the gate judges; add it")
-        if self.prompts.holdout_fraction == 0:
-            raise ValueError("evaluation suite 'held-out' needs prompts.holdout_fraction above 0; set it (0.1)")
+        if HELD_OUT not in self.evaluation.suites:
+            raise ValueError(f"evaluation.suites lacks {HELD_OUT!r}, which the gate judges; add it")
+        if self.prompts.holdout_fraction == 0 and HELD_OUT not in self.evaluation.suite_files:
+            raise ValueError(
+                f"evaluation suite {HELD_OUT!r} needs prompts.holdout_fraction above 0; set it (0.1), or give the "
+                "suite as a file in evaluation.suite_files"
+            )
         if self.gate.require_lossless and self.evaluation.lossless_prompts == 0:
             raise ValueError(
                 "gate.require_lossless needs evaluation.lossless_prompts above 0; set it (50), or "

@@ -32,6 +32,11 @@ This page is generated from the docstrings in `draftline/spec/models.py`. Do not
 """
 
 _WORDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
+_BY_CONTENT = {
+    "prompts.source": "`prompts`, when the content differs",
+    "evaluation.suite_files": "`evaluation`, when the content differs; `prompts`, when it overlaps them",
+}
+"""Fields that name what enters a key by its content."""
 _BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
 
 
@@ -106,6 +111,8 @@ def _type_text(schema: Mapping[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if schema["type"] == "array":
         return f"list, each {_type_text(schema['items'])}"
+    if schema["type"] == "object":
+        return f"mapping of names to {_type_text(schema['additionalProperties'])}"
     bounds = [f"{words} {_number_text(schema[key])}" for key, words in _BOUNDS.items() if key in schema]
     return ", ".join([_WORDS[schema["type"]], *bounds])
 
@@ -121,8 +128,8 @@ def _default_text(field: FieldInfo) -> str:
 
 
 def _first_reader(path: str, fields_of_steps: Mapping[str, Sequence[str]]) -> str:
-    if path == "prompts.source":
-        return "`prompts`, when the content differs"
+    if path in _BY_CONTENT:
+        return _BY_CONTENT[path]
     for step, fields in fields_of_steps.items():
         if any(path == field or path.startswith(f"{field}.") for field in fields):
             return f"`{step}`"

@@ -6,8 +6,10 @@ import importlib
 from collections.abc import Callable, Mapping
 
 from draftline.errors import StepError
+from draftline.evaluation.suites import suite_digest
 from draftline.jobs import run_job
 from draftline.progress import Progress, ProgressEvent
+from draftline.prompts.overlap import overlap_digest
 from draftline.prompts.source import source_digest
 from draftline.spec import RunSpec
 from draftline.steps.context import StepContext, StepOutput
@@ -97,6 +99,8 @@ def outside_facts(station: Station, spec: RunSpec, item: str) -> dict[str, str]:
     facts = {"item": item} if item else {}
     if station.name == "prompts":
         facts["source"] = source_digest(spec.prompts)
+        if (overlap := overlap_digest(spec)) is not None:
+            facts["overlap"] = overlap
     if station.name == "responses":
         facts["target"] = target_fingerprint(spec.target)
         if spec.target.dtype == "auto":
@@ -104,4 +108,6 @@ def outside_facts(station: Station, spec: RunSpec, item: str) -> dict[str, str]:
     if station.name in ("calibration", "evaluation"):
         # Both measure time, and a time belongs to the machine it was taken on.
         facts["machine"] = machine_name()
+    if station.name == "evaluation" and (suite := suite_digest(item, spec.evaluation)) is not None:
+        facts["suite"] = suite
     return facts

@@ -63,7 +63,7 @@ def _rows(page: str) -> dict[str, list[str]]:
 def _leaves(document: dict[str, object], prefix: str) -> list[tuple[str, object]]:
     found: list[tuple[str, object]] = []
     for name, value in document.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             found += _leaves(value, f"{prefix}{name}.")
         else:
             found.append((prefix + name, value))

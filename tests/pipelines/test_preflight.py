@@ -1,4 +1,4 @@
-"""How much free space a run wants, at first and when it is started again."""
+"""What is found before a run starts: files that are not there, too little space at first and when started again."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from draftline.errors import NoSpace
+from draftline.errors import InputError, NoSpace
 from draftline.spec import RunSpec, derive, recipe
 from pipelines import preflight
-from pipelines.preflight import check_free_space, prepare
+from pipelines.preflight import check_free_space, prepare, resolve_spec
 
 MIB = 1024**2
 
@@ -56,3 +56,13 @@ def test_a_restart_wants_a_little_whatever_is_done(disk: SimpleNamespace, tmp_pa
     disk.free -= 1
     with pytest.raises(NoSpace):
         check_free_space(tmp_path, 10 * MIB, done=[tmp_path])
+
+
+def test_suite_files_are_absolute_and_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = "evaluation.suite_files={gsm8k: gsm.jsonl, desk: 's3://bucket/desk.jsonl'}"
+    spec = resolve_spec(None, "smollm2-135m", [files, "evaluation.suites=[held-out, gsm8k]"])
+    assert spec.evaluation.suite_files == {"gsm8k": str(tmp_path / "gsm.jsonl"), "desk": "s3://bucket/desk.jsonl"}
+    with pytest.raises(InputError, match="no gsm8k suite file"):
+        prepare(spec, tmp_path / "home")
+    assert not (tmp_path / ".draftline").exists()

@@ -50,7 +50,7 @@ PROTECTED = ["Return the sum of all even numbers in the list xs as an integer."]
 
 def test_every_kind_of_bad_line_is_counted_with_its_line_number() -> None:
     spec = SPEC.model_copy(update={"near_duplicate_threshold": 0.6, "holdout_fraction": 0.0})
-    cleaned = clean_prompts(MESSY, spec, protected=PROTECTED)
+    cleaned = clean_prompts(MESSY, spec, protected=[PROTECTED])
     assert cleaned.report == {
         "read": 9,
         "malformed": 1,
@@ -78,7 +78,7 @@ def test_every_kind_of_bad_line_is_counted_with_its_line_number() -> None:
 
 
 def test_counts_add_up() -> None:
-    cleaned = clean_prompts(MESSY + questions(300), SPEC.model_copy(update={"limit": 40}), protected=PROTECTED)
+    cleaned = clean_prompts(MESSY + questions(300), SPEC.model_copy(update={"limit": 40}), protected=[PROTECTED])
     assert set(cleaned.report) == set(REPORT_KEYS)
     assert cleaned.report["read"] == sum(count for name, count in cleaned.report.items() if name != "read")
     assert cleaned.report["kept"] == len(everything(cleaned)) == 40
@@ -117,7 +117,7 @@ def test_nothing_usable_is_an_error_with_the_counts() -> None:
 )
 def test_remedy_fits_the_commonest_reason(lines: list[bytes], remedy: str) -> None:
     with pytest.raises(InputError, match=remedy):
-        clean_prompts(lines, SPEC, protected=PROTECTED)
+        clean_prompts(lines, SPEC, protected=[PROTECTED])
 
 
 def test_nothing_to_train_on_is_an_error() -> None:

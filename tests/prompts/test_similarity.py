@@ -15,6 +15,7 @@ from draftline.prompts.similarity import (
     RarityOrder,
     Shingler,
     normalise,
+    without_boilerplate,
 )
 
 WORDS = ["the", "my", "order", "parcel", "late", "refund", "where", "is", "please", "not"]
@@ -113,3 +114,19 @@ def test_templated_prompts_need_few_comparisons(monkeypatch: pytest.MonkeyPatch)
     assert sum(index.add_if_new(shingles) for shingles in sets) == 5000
     assert not index.add_if_new(sets[0])
     assert 0 < compared < 5000
+
+
+def test_instructions_that_a_suite_repeats_are_not_its_problems() -> None:
+    wrapper = "Please reason step by step and put your final answer within a box at the very end"
+    words = ("few", "trains", "leave", "one", "town", "for", "another", "and", "meet", "at", "noon")
+    problems = [" ".join(f"{word}{number}" for word in words) for number in range(20)]
+    shingler = Shingler()
+    wrapped = [shingler.shingle([f"{problem} {wrapper}"]) for problem in problems]
+    bare, other = shingler.shingle([problems[3]]), shingler.shingle([f"What is a monad? {wrapper}"])
+    assert not ContainmentIndex(0.8, wrapped).contains_any(bare)
+    index = ContainmentIndex(0.8, without_boilerplate(wrapped))
+    assert index.contains_any(bare) and not index.contains_any(other)
+    # Of few texts nothing can be told, and what would lose nearly everything stays whole.
+    assert without_boilerplate(wrapped[:19]) == wrapped[:19]
+    same = [shingler.shingle([wrapper])] * 20
+    assert without_boilerplate(same) == same

