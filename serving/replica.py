@@ -109,7 +109,8 @@ def start_replica(config: ReplicaConfig, source: DraftSource | None = None) -> R
         draft=draft.name if draft else None,
         created=int(time.time()),
     )
-    service = CompletionService(worker, TokenizerText(target.tokenizer, target.vocab_size), info)
+    text = TokenizerText(target.tokenizer, target.vocab_size, enable_thinking=target.enable_thinking)
+    service = CompletionService(worker, text, info)
     if source is None or draft is None:
         return Replica(service, None)
     follower = DraftFollower(source, draft.name, lambda files: swap_draft(service, target, files), poll_s=config.poll_s)

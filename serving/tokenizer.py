@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from draftline.errors import TargetError
+from draftline.target.chat import chat_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,11 +18,13 @@ class TokenizerText:
     Args:
         tokenizer: The target's.
         vocab_size: Rows of the target's embedding.
+        enable_thinking: Of the spec, so that conversations are written as in training.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, *, enable_thinking: bool = False) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
+        self._enable_thinking = enable_thinking
 
     @property
     def vocab_size(self) -> int:
@@ -45,12 +47,7 @@ class TokenizerText:
         Raises:
             TargetError: the tokenizer has no chat template.
         """
-        if not self._tokenizer.chat_template:
-            raise TargetError("this target has no chat template", remedy="Use /v1/completions")
-        rendered = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        # The template writes the leading tokens itself.
-        ids: list[int] = self._tokenizer.encode(str(rendered), add_special_tokens=False)
-        return ids
+        return list(chat_ids(self._tokenizer, messages, enable_thinking=self._enable_thinking))
 
     def decode(self, ids: Sequence[int], /) -> str:
         """See :class:`serving.service.TextModel`."""

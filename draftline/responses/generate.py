@@ -19,6 +19,7 @@ from draftline.engine.engine import Engine, EngineLimits
 from draftline.engine.requests import EngineRequest, SamplingParams
 from draftline.responses.plan import Conversation
 from draftline.spec import ResponsesSpec
+from draftline.target.chat import chat_ids
 from draftline.target.load import Target
 
 _TEMPLATE_TOKENS = 16
@@ -33,11 +34,8 @@ class _Progressing:
 
 
 def prompt_ids(target: Target, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
-    """Messages through the target's own chat template, ready for its answer."""
-    ids: Any = target.tokenizer.apply_chat_template(
-        list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
-    )
-    return tuple(int(i) for i in ids)
+    """Messages as the target reads them; see :func:`draftline.target.chat.chat_ids`."""
+    return chat_ids(target.tokenizer, messages, enable_thinking=target.enable_thinking)
 
 
 def answer_shard(

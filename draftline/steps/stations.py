@@ -79,7 +79,7 @@ _STATIONS = (
         "ray_jobs.regenerate:run",
         on_ray=True,
     ),
-    Station("tokens", ("tokens", "target"), ("responses",), "draftline.tokens.station:run"),
+    Station("tokens", ("tokens", "target"), ("responses",), "draftline.tokens.station:run", version=2),
     Station(
         "hidden-states",
         ("target", "cache.codec", "cache.threads_per_worker", "draft.target_layer_ids", "draft.num_taps"),

@@ -44,6 +44,8 @@ class Target:
         dtype: Of the weights and of all arithmetic.
         weights: State dict by Hugging Face names, emptied of the layers once
             :attr:`model` has packed them.
+        enable_thinking: How conversations are written for it; see
+            :func:`draftline.target.chat.chat_ids`.
     """
 
     folder: Path
@@ -53,6 +55,7 @@ class Target:
     eos_token_ids: tuple[int, ...]
     dtype: torch.dtype
     weights: dict[str, Tensor]
+    enable_thinking: bool = False
 
     @property
     def vocab_size(self) -> int:
@@ -106,7 +109,14 @@ def load_target(spec: TargetSpec, *, cache_dir: Path | None = None, dtype: str |
     weights = _read_weights(folder, torch_dtype)
     tokenizer = _read_tokenizer(folder)
     return Target(
-        folder, target_fingerprint(spec), config, tokenizer, _eos_ids(folder, config_document), torch_dtype, weights
+        folder,
+        target_fingerprint(spec),
+        config,
+        tokenizer,
+        _eos_ids(folder, config_document),
+        torch_dtype,
+        weights,
+        enable_thinking=spec.enable_thinking,
     )
 
 

@@ -29,25 +29,44 @@ class TokenSample:
     loss_mask: list[int]
 
 
+@dataclass
+class _Answer:
+    """An earlier answer, and where it begins in the text so far; ``None`` where the template has dropped it."""
+
+    ids: list[int]
+    start: int | None
+
+
 def sample_of(record: dict[str, Any], max_length: int) -> tuple[TokenSample, bool]:
     """Turn a response record into a sample.
 
     The mask comes from token boundaries: each turn records the ids that were
     fed and the ids that came out, and the last turn's prompt contains all
     turns before it, as the target's own template wrote them. An earlier
-    answer is marked where its ids reappear in the next turn's prompt.
+    answer is marked where its ids reappear in the next turn's prompt, also
+    when the template has taken something out before it (an empty thought).
 
     Returns:
         The sample and whether it was cut to ``max_length``.
     """
     input_ids: list[int] = []
     mask: list[int] = []
+    answers: list[_Answer] = []
     for turn in record["turns"]:
         prompt, response = turn["prompt_ids"], turn["response_ids"]
-        # A template may normalise earlier text; only what is equal keeps its mask.
+        # A template may rewrite earlier text; only what is equal keeps its mark.
         kept = _common(input_ids, prompt)
-        input_ids, mask = list(prompt), mask[:kept] + [0] * (len(prompt) - kept)
-        input_ids += response
+        mask = mask[:kept] + [0] * (len(prompt) - kept)
+        cursor = kept
+        for answer in answers:
+            if answer.start is not None and answer.start < kept:
+                continue
+            answer.start = _find(answer.ids, prompt, cursor)
+            if answer.start is not None:
+                cursor = answer.start + len(answer.ids)
+                mask[answer.start : cursor] = [1] * len(answer.ids)
+        answers.append(_Answer(response, len(prompt)))
+        input_ids = prompt + response
         mask += [1] * len(response)
     was_cut = len(input_ids) > max_length
     return TokenSample(record["id"], record["split"], input_ids[:max_length], mask[:max_length]), was_cut
@@ -141,3 +160,13 @@ def _common(a: list[int], b: list[int]) -> int:
         if x != y:
             return index
     return min(len(a), len(b))
+
+
+def _find(wanted: list[int], ids: list[int], start: int) -> int | None:
+    """Where a sequence begins in another, from ``start`` on."""
+    if not wanted:
+        return None
+    for place in range(start, len(ids) - len(wanted) + 1):
+        if ids[place] == wanted[0] and ids[place : place + len(wanted)] == wanted:
+            return place
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from draftline.spec import RunSpec, derive, recipe
 from serving.api import create_api
 from serving.registry import DraftFiles, FolderSource
 from serving.replica import Replica, ReplicaConfig, start_replica
-from tests.servers.tiny_target import make_tokenizer
+from tests.servers.tiny_target import CHAT_TEMPLATE, make_tokenizer
 from tests.serving.servers import wait_until
 from tests.serving.tiny import BLOCK_SIZE, write_draft
 
@@ -167,3 +168,23 @@ def test_a_chat_uses_the_targets_template_and_reports_speculation(tiny_target_di
     assert speculation["num_draft_tokens"] > 0 and speculation["num_spec_steps"] == sum(
         speculation["acceptance_histogram"]
     )
+
+
+def test_conversations_are_written_as_the_spec_says(tiny_target_dir: Path, tmp_path: Path) -> None:
+    """A target whose template opens an answer with an empty thought unless it may think."""
+    folder = tmp_path / "target"
+    shutil.copytree(tiny_target_dir, folder)
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE + "{% if not enable_thinking %}xxxx{% endif %}"
+    tokenizer.save_pretrained(folder)
+    used = []
+    for enable_thinking in (True, False):
+        spec = derive(tiny_spec(folder), {"target.enable_thinking": enable_thinking})
+        with serve_replica(start_replica(ReplicaConfig(spec, num_threads=1))) as url:
+            client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
+            reply = client.chat.completions.create(
+                model=MODEL, messages=[{"role": "user", "content": "hi"}], max_tokens=1
+            )
+            assert reply.usage is not None
+            used.append(reply.usage.prompt_tokens)
+    assert used[1] == used[0] + 4

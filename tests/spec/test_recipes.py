@@ -53,7 +53,7 @@ def test_a_recipe_has_the_references_settings(name: str) -> None:
     # l1_loss_alpha=0.9 weighs the L1 distance, which is twice the total variation.
     assert (train.loss.ce, train.loss.tv / 2, train.loss.confidence) == (0.1, 0.9, 1.0)
     assert train.loss.position_decay == 4.0
-    assert (spec.tokens.max_length, spec.target.dtype) == (4096, "bf16")
+    assert (spec.tokens.max_length, spec.target.dtype, spec.target.enable_thinking) == (4096, "bf16", False)
     law = spec.responses.sampling
     assert (law.temperature, law.top_p, law.top_k) == SAMPLING[name]
 

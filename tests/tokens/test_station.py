@@ -49,6 +49,26 @@ def test_what_a_template_rewrites_loses_its_mark() -> None:
     assert masked(record(first, ([1, 7], [6]))) == [(1, 0), (7, 0), (6, 1)]
 
 
+def test_an_answer_keeps_its_mark_where_the_template_takes_a_thought_out_before_it() -> None:
+    """As Qwen3's does without thinking: 7 7 opens an answer, and is gone once the answer is history."""
+    first = ([1, 2, 7, 7], [3, 4])
+    second = ([1, 2, 3, 4, 9, 7, 7], [6, 4])
+    third = ([1, 2, 3, 4, 9, 6, 4, 8, 7, 7], [5])
+    marks = "".join(str(mark) for _, mark in masked(record(first, second)))
+    assert marks == "0011000" + "11"
+    sample, _ = sample_of(record(first, second, third), 99)
+    assert sample.input_ids == [*third[0], *third[1]]
+    assert "".join(map(str, sample.loss_mask)) == "0011011000" + "1"
+
+
+def test_answers_are_found_in_their_order() -> None:
+    """An answer that the user repeats is marked once, at its own place, and two equal answers at two."""
+    first, second = ([1, 7], [3, 4]), ([1, 3, 4, 2, 3, 4, 2, 7], [3, 4])
+    assert "".join(str(mark) for _, mark in masked(record(first, second))) == "01100000" + "11"
+    third = ([1, 3, 4, 2, 3, 4, 2, 3, 4, 7], [5])
+    assert "".join(str(mark) for _, mark in masked(record(first, second, third))) == "0110000110" + "1"
+
+
 @pytest.mark.parametrize(("limit", "length", "was_cut"), [(4, 4, False), (3, 3, True), (1, 1, True), (9, 4, False)])
 def test_long_samples_are_cut_at_the_end(limit: int, length: int, was_cut: bool) -> None:
     sample, cut = sample_of(record(([1, 2], [3, 4])), limit)
