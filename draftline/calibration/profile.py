@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from draftline.draft.checkpoint import DraftModel
-from draftline.draft.runner import DraftRunner
+from draftline.draft.proposer import EngineRoom
+from draftline.draft.serve import new_proposer
 from draftline.target.batch import Chunk, build_batch
 from draftline.target.load import Target
 
@@ -77,13 +78,11 @@ def profile_costs(target: Target, draft: DraftModel | None) -> CostTable:
             verify[requests][requests * each] = worst
     drafts: dict[int, float] = {}
     if draft is not None:
-        runner = DraftRunner(
-            draft.config, draft.weights, target.embedding_VD, target.lm_head_VD, target.dtype, max(REQUESTS), positions
-        )
+        proposer = new_proposer(draft, target, EngineRoom(max(REQUESTS), positions))
         for requests in REQUESTS:
 
             def propose(count: int = requests) -> None:
-                runner.propose(range(count), [0] * count, [CONTEXT_TOKENS] * count, [0.0] * count, None)
+                proposer.propose(range(count), [0] * count, [CONTEXT_TOKENS] * count, [0.0] * count, None)
 
             drafts[requests] = _median_ms(propose)
     return CostTable(verify, drafts, CONTEXT_TOKENS, torch.get_num_threads())

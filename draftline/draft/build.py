@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from draftline.draft.config import DraftConfig
+from draftline.draft.eagle3 import Eagle3Draft
 from draftline.draft.model import DSparkDraft
-from draftline.errors import SpecError
+
+DraftModule = DSparkDraft | Eagle3Draft
 
 
-def new_draft(config: DraftConfig, max_positions: int) -> nn.Module:
+def new_draft(config: DraftConfig, max_positions: int) -> DraftModule:
     """The trainable module of an architecture, weights not yet drawn.
 
     Args:
         config: Architecture.
-        max_positions: Longest sequence, for the rotary table.
+        max_positions: Longest sequence and block, for the rotary table.
     """
-    if config.is_eagle3:
-        raise SpecError("Eagle3 drafts cannot be built yet", remedy="Set draft.algorithm to dspark or dflash")
-    return DSparkDraft(config, max_positions)
+    return Eagle3Draft(config, max_positions) if config.is_eagle3 else DSparkDraft(config, max_positions)
 
 
 def num_parameters(config: DraftConfig) -> int:

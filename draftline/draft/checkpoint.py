@@ -17,8 +17,8 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from draftline.draft.build import DraftModule, new_draft
 from draftline.draft.config import DraftConfig
-from draftline.draft.model import DSparkDraft
 from draftline.errors import FormatError
 
 CONFIG_FILE = "config.json"
@@ -33,7 +33,7 @@ class DraftModel:
     weights: dict[str, Tensor]
 
 
-def export_state(draft: DSparkDraft, vocab_W: Tensor | None) -> dict[str, Tensor]:
+def export_state(draft: DraftModule, vocab_W: Tensor | None) -> dict[str, Tensor]:
     """The serving weights of a trained draft.
 
     ``feature_scale`` is folded into ``fc``; a pruned vocabulary becomes ``d2t``/``t2d``.
@@ -114,7 +114,7 @@ def load_folder(folder: Path) -> DraftModel:
 def _expected_shapes(config: DraftConfig, origin: str) -> dict[str, tuple[int, ...]]:
     try:
         with torch.device("meta"):
-            state = DSparkDraft(config, 1).state_dict()
+            state = new_draft(config, 1).state_dict()
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise FormatError(
             f"{origin}: config.json describes no possible draft", got=str(error), remedy="Export the draft again"

@@ -137,7 +137,7 @@ class DraftRunner:
         x = self._mask_embedding.expand(len(slots), block, -1).clone()
         x[:, 0] = self._vocabulary.embed(torch.tensor(anchor_ids, device=device))
         x = x.view(len(slots) * block, -1)
-        segment = _block_segment(slots, start, block, self.dtype)
+        segment = block_segment(slots, start, block, self.dtype)
         rotary = self._rotary.at(positions)
         for i, layer in enumerate(self._layers):
             queries, keys_values = layer.queries_keys_values(layer.input_norm(x), rotary)
@@ -146,7 +146,7 @@ class DraftRunner:
         return self._norm(x).view(len(slots), block, -1)
 
 
-def _block_segment(slots: Sequence[int], start_R: Tensor, block: int, dtype: torch.dtype) -> Segment:
+def block_segment(slots: Sequence[int], start_R: Tensor, block: int, dtype: torch.dtype) -> Segment:
     """Every query of a block sees its context and its whole block: positions below start + block."""
     first = slots[0]
     num_slots = slots[-1] + 1 - first

@@ -22,7 +22,7 @@ from draftline.decoding.verify import SamplingLaw, law_of, num_matching, verify_
 from draftline.draft.checkpoint import DraftModel
 from draftline.draft.config import DraftConfig
 from draftline.draft.proposer import EngineRoom, ProcessedTokens, Proposal, Proposer, ProposerFactory
-from draftline.draft.runner import DraftRunner
+from draftline.draft.serve import new_proposer
 from draftline.engine.policy import LengthPolicy, OffPolicy
 from draftline.engine.requests import (
     EngineLoad,
@@ -163,17 +163,7 @@ class Engine:
             self.swap_proposer(None)
             return
         check_fits(draft.config, self._target.config)
-        self.swap_proposer(
-            lambda room: DraftRunner(
-                draft.config,
-                draft.weights,
-                self._target.embedding_VD,
-                self._target.lm_head_VD,
-                self._target.dtype,
-                room.num_slots,
-                room.num_positions,
-            )
-        )
+        self.swap_proposer(lambda room: new_proposer(draft, self._target, room))
 
     def swap_proposer(self, make: ProposerFactory | None) -> None:
         """Draft by other means from now on, or not at all; call between steps.

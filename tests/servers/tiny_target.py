@@ -19,6 +19,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from draftline.draft.build import DraftModule, new_draft
 from draftline.draft.checkpoint import DraftModel, export_state, to_files
 from draftline.draft.config import DraftConfig
 from draftline.draft.model import DSparkDraft
@@ -212,11 +213,30 @@ def tiny_draft_config(target: ModelConfig, mask_token_id: int = 0) -> DraftConfi
     )
 
 
+def tiny_eagle3_config(target: ModelConfig) -> DraftConfig:
+    """The same as an Eagle3 draft."""
+    return replace(
+        tiny_draft_config(target),
+        markov_rank=0,
+        enable_confidence_head=False,
+        confidence_with_markov=False,
+        ttt_length=3,
+        ttt_decay=0.8,
+    )
+
+
 def random_module(
     config: DraftConfig, seed: int, *, max_positions: int = MAX_CONTEXT, scale: float = 1.0
 ) -> DSparkDraft:
-    """A draft whose every weight is random, biases, norms and the Markov map included."""
-    draft = DSparkDraft(config, max_positions)
+    """A block draft whose every weight is random, biases, norms and the Markov map included."""
+    draft = randomised(config, seed, max_positions=max_positions, scale=scale)
+    assert isinstance(draft, DSparkDraft)
+    return draft
+
+
+def randomised(config: DraftConfig, seed: int, *, max_positions: int = MAX_CONTEXT, scale: float = 1.0) -> DraftModule:
+    """The same, of any algorithm."""
+    draft = new_draft(config, max_positions)
     generator = torch.Generator().manual_seed(seed)
     draft.initialise(generator, torch.ones(config.hidden_size))
     with torch.no_grad():
@@ -234,7 +254,7 @@ def random_draft(
     """The same, exported; ``vocab`` are the target ids of a pruned vocabulary."""
     if vocab is not None:
         config = replace(config, draft_vocab_size=len(vocab))
-    return DraftModel(config, export_state(random_module(config, seed, scale=scale), vocab))
+    return DraftModel(config, export_state(randomised(config, seed, scale=scale), vocab))
 
 
 def bigram_draft(target: Target, seed: int = 0, *, block_size: int = 4) -> DraftModel:
