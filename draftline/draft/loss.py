@@ -1,18 +1,22 @@
-"""The DSpark loss, chunked, with a hand-written backward through the frozen LM head.
+"""The distillation loss, chunked, with a hand-written backward through the frozen LM head.
 
-L = ce * CE + tv * TV + confidence * BCE (paper section 3.3), every slot
-weighted by exp(-k / decay). Logits ``[rows, W]`` exist for one chunk of rows
-at a time, in the forward only: the gradients with respect to hidden states,
-Markov latents and ``markov_w2`` are accumulated there, so peak memory does
-not grow with anchors x block x vocabulary.
+L = ce * CE + tv * TV + kl * KL + confidence * BCE (paper section 3.3; KL is
+an option of ours), every slot weighted by exp(-k / decay) or by D-PACE
+(:mod:`draftline.draft.dpace`). Logits ``[rows, W]`` exist for one chunk of
+rows at a time, in the forward only: the gradients with respect to hidden
+states, Markov latents and ``markov_w2`` are accumulated there, so peak memory
+does not grow with anchors x block x vocabulary.
 
+Products run in the dtype of the LM head, everything else in at least fp32.
 Terms come back as sums and counts; dividing happens once, in the loop.
 
-Dimension letters: N slots, D hidden, W draft vocabulary, r Markov rank.
+Dimension letters: N slots, U target positions, D hidden, W draft vocabulary,
+r Markov rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +24,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-CHUNK_ROWS = 512
+from draftline.draft.dpace import DPace, dpace_weights, num_blocks
+from draftline.draft.loss_chunks import RowTerms, TargetLaws, TermWeights, product, row_terms, target_laws
+
+CHUNK_BYTES = 64 << 20
+"""Of one buffer of logits; the draft's and the target's are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +36,20 @@ class DistillationTargets:
     """What the draft is trained towards, per slot.
 
     Attributes:
-        hidden_ND: The target's last hidden state at the slot's position.
-        log_normaliser_N: Log-sum-exp of the target's full-vocabulary logits there.
+        hidden_UD: The target's last hidden state at every position that some
+            slot predicts from; slots of overlapping blocks share them.
+        log_normaliser_U: Log-sum-exp of the target's full-vocabulary logits there.
         labels_N: Draft-vocabulary id of the token that followed, -1 when it
             is outside the draft vocabulary.
         weights_N: Position weights, 0 for slots past the end of the answer.
+        row_N: Row of ``hidden_UD`` of every slot; ``None`` when slot n has row n.
     """
 
-    hidden_ND: Tensor
-    log_normaliser_N: Tensor
+    hidden_UD: Tensor
+    log_normaliser_U: Tensor
     labels_N: Tensor
     weights_N: Tensor
+    row_N: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,10 +57,12 @@ class LossTerms:
     """Sums over slots; ``objective`` alone carries gradients.
 
     Attributes:
-        objective: ``ce * ce_sum + tv * tv_sum``, differentiable.
+        objective: ``ce * ce_sum + tv * tv_sum + kl * kl_sum``, differentiable once.
         ce_sum: Weighted cross-entropy, where the label is in the vocabulary.
         tv_sum: Weighted total variation to the target's law.
-        weight_sum: Of all weights.
+        kl_sum: Weighted KL of the target's law to the draft's; 0 where ``kl`` is 0.
+        weight_sum: What the sums are divided by: the sum of all weights, or
+            with D-PACE the number of blocks.
         accept_N: 1 - TV, the chance that a sampled draft token survives.
         is_greedy_match_N: Whether both argmaxes agree.
     """
@@ -57,6 +70,7 @@ class LossTerms:
     objective: Tensor
     ce_sum: Tensor
     tv_sum: Tensor
+    kl_sum: Tensor
     weight_sum: Tensor
     accept_N: Tensor
     is_greedy_match_N: Tensor
@@ -71,9 +85,11 @@ def distillation_loss(
     *,
     ce: float,
     tv: float,
+    kl: float = 0.0,
+    dpace: DPace | None = None,
     count_matches: bool = True,
 ) -> LossTerms:
-    """Cross-entropy and total variation of draft logits to the target's law.
+    """Cross-entropy, total variation and KL of draft logits to the target's law.
 
     Args:
         hidden_ND: Draft hidden states after the final norm.
@@ -84,18 +100,33 @@ def distillation_loss(
             target's mass outside it counts as lost (it can never be drafted).
         ce: Weight of cross-entropy.
         tv: Weight of total variation.
+        kl: Weight of KL(target, draft).
+        dpace: D-PACE's weights instead of ``targets.weights_N``, of which
+            only "more than 0" is then read.
         count_matches: Compare argmaxes; all are reported as different without.
     """
-    objective, ce_sum, tv_sum, accept, match = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, latent_Nr, markov_w2_Wr, head_WD, targets, ce, tv, count_matches
+    inputs = (hidden_ND, latent_Nr, markov_w2_Wr)
+    wants_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    options = _Options(TermWeights(ce, tv, kl), dpace, count_matches, wants_gradient)
+    objective, ce_sum, tv_sum, kl_sum, accept, match = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+        *inputs, head_WD, targets, options
     )
-    return LossTerms(objective, ce_sum, tv_sum, targets.weights_N.sum(), accept, match)
+    weight = targets.weights_N.sum() if dpace is None else num_blocks(targets.weights_N > 0, dpace.block_N)
+    return LossTerms(objective, ce_sum, tv_sum, kl_sum, weight, accept, match)
 
 
 def confidence_loss(logits_N: Tensor, accept_N: Tensor, weights_N: Tensor) -> Tensor:
     """Weighted BCE sum of confidence logits against 1 - TV (eq. 8)."""
     each = functional.binary_cross_entropy_with_logits(logits_N, accept_N.clamp(0, 1), reduction="none")
     return (each * weights_N).sum()
+
+
+@dataclass(frozen=True)
+class _Options:
+    weights: TermWeights
+    dpace: DPace | None
+    count_matches: bool
+    wants_gradient: bool
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -109,86 +140,130 @@ class _ChunkedLoss(torch.autograd.Function):
         w2: Tensor | None,
         head: Tensor,
         targets: DistillationTargets,
-        ce: float,
-        tv: float,
-        count_matches: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        rows = hidden.shape[0]
-        grad_hidden = torch.empty_like(hidden)
-        grad_latent = torch.empty_like(latent) if latent is not None else None
-        grad_w2 = torch.zeros_like(w2) if w2 is not None else None
-        ce_sum, tv_sum = hidden.new_zeros(()), hidden.new_zeros(())
-        accept, match = hidden.new_empty(rows), torch.empty(rows, dtype=torch.bool, device=hidden.device)
-        for start in range(0, rows, CHUNK_ROWS):
-            part = slice(start, min(start + CHUNK_ROWS, rows))
-            chunk = _chunk_terms(
-                hidden[part], None if latent is None else latent[part], w2, head, targets, part, ce, tv, count_matches
-            )
-            ce_sum += chunk.ce_sum
-            tv_sum += chunk.tv_sum
-            accept[part], match[part] = chunk.accept, chunk.match
-            torch.mm(chunk.grad_logits, head, out=grad_hidden[part])
-            if grad_latent is not None and w2 is not None and latent is not None and grad_w2 is not None:
-                torch.mm(chunk.grad_logits, w2, out=grad_latent[part])
-                grad_w2.addmm_(chunk.grad_logits.t(), latent[part])
-        ctx.save_for_backward(grad_hidden, grad_latent, grad_w2)
-        ctx.mark_non_differentiable(accept, match)
-        return ce * ce_sum + tv * tv_sum, ce_sum, tv_sum, accept, match
+        options: _Options,
+    ) -> tuple[Tensor, ...]:
+        # Autocast would round the products' results and the gradients' accumulators.
+        with torch.autocast(hidden.device.type, enabled=False):
+            run = _Run(hidden, latent, w2, head, targets, options)
+            for part in run.chunks():
+                run.add(part)
+        ctx.gradients = run.gradients
+        weights, (ce, tv, kl) = options.weights, (value.clone() for value in run.sums)
+        ctx.mark_non_differentiable(ce, tv, kl, run.accept, run.match)
+        return weights.ce * ce + weights.tv * tv + weights.kl * kl, ce, tv, kl, run.accept, run.match
 
     @staticmethod
     def backward(ctx: Any, grad_objective: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        grads = [g * grad_objective if g is not None else None for g in ctx.saved_tensors]
-        return (*grads, None, None, None, None, None)
+        # Scaled in place and handed over: a copy of the gradient of markov_w2 is as large as markov_w2.
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("the chunked loss is differentiable once; compute it again for a second backward")
+        return (*(None if g is None else g.mul_(grad_objective) for g in gradients), None, None, None)
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    ce_sum: Tensor
-    tv_sum: Tensor
-    accept: Tensor
-    match: Tensor
-    grad_logits: Tensor
+class _Run:
+    """Accumulates terms and gradients over chunks."""
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        latent: Tensor | None,
+        w2: Tensor | None,
+        head: Tensor,
+        targets: DistillationTargets,
+        options: _Options,
+    ) -> None:
+        self._hidden, self._latent, self._w2, self._head = hidden, latent, w2, head
+        self._targets, self._options = targets, options
+        self._dtype = torch.promote_types(head.dtype, torch.float32)
+        rows = hidden.shape[0]
+        self.sums = hidden.new_zeros(3, dtype=self._dtype)
+        self.accept = hidden.new_empty(rows, dtype=self._dtype)
+        self.match = torch.zeros(rows, dtype=torch.bool, device=hidden.device)
+        wanted = options.wants_gradient
+        self.gradients = (
+            torch.empty_like(hidden) if wanted else None,
+            torch.empty_like(latent) if wanted and latent is not None else None,
+            torch.zeros_like(w2) if wanted and w2 is not None else None,
+        )
+
+    def chunks(self) -> Iterator[slice]:
+        """Rows that fit ``CHUNK_BYTES``; with D-PACE, whole blocks of them."""
+        rows = self._hidden.shape[0]
+        size = chunk_rows(self._head.shape[0], self._dtype)
+        first = 0
+        while first < rows:
+            last = min(first + size, rows)
+            if self._options.dpace is not None and last < rows:
+                last = _block_start(self._options.dpace.block_N, first, last)
+            yield slice(first, last)
+            first = last
+
+    def add(self, part: slice) -> None:
+        """Take one chunk through."""
+        options, targets = self._options, self._targets
+        logits = self._product(self._hidden[part], self._head)
+        if self._latent is not None and self._w2 is not None:
+            logits += self._product(self._latent[part], self._w2)
+        laws = self._laws(part, logits)
+        labels = targets.labels_N[part]
+        terms = row_terms(logits, laws, labels, options.weights, with_gradient=options.wants_gradient)
+        weights = self._weights(part, terms)
+        weighted = weights * (labels >= 0)
+        self.sums += torch.stack(
+            [(terms.surprise_R * weighted).sum(), terms.variation_R @ weights, terms.divergence_R @ weights]
+        )
+        self.accept[part] = 1 - terms.variation_R
+        if options.wants_gradient:
+            self._add_gradients(part, logits, weights)
+
+    def _laws(self, part: slice, logits: Tensor) -> TargetLaws:
+        targets = self._targets
+        rows, inverse = slice(part.start, part.stop), None
+        hidden, normaliser = targets.hidden_UD[rows], targets.log_normaliser_U[rows]
+        if targets.row_N is not None:
+            used, inverse = torch.unique(targets.row_N[part], return_inverse=True)
+            hidden, normaliser = targets.hidden_UD[used], targets.log_normaliser_U[used]
+        target_logits = self._product(hidden, self._head)
+        if self._options.count_matches:
+            best = target_logits.argmax(-1)
+            self.match[part] = logits.argmax(-1) == (best if inverse is None else best[inverse])
+        with_information = self._options.weights.kl > 0
+        return target_laws(target_logits, normaliser.to(self._dtype), inverse, with_information=with_information)
+
+    def _weights(self, part: slice, terms: RowTerms) -> Tensor:
+        weights = self._targets.weights_N[part].to(self._dtype)
+        dpace = self._options.dpace
+        if dpace is None:
+            return weights
+        confidence = torch.exp(-terms.surprise_R) * (self._targets.labels_N[part] >= 0)
+        return dpace_weights(confidence, weights > 0, dpace.block_N[part], dpace.alpha)
+
+    def _add_gradients(self, part: slice, gradient: Tensor, weights: Tensor) -> None:
+        # Position weights scale rows, so they can wait until after the product, where a row is D wide, not W.
+        to_hidden, to_latent, to_w2 = self.gradients
+        assert to_hidden is not None
+        to_hidden[part] = self._product(gradient, self._head.t()) * weights[:, None]
+        if to_latent is not None and to_w2 is not None and self._latent is not None and self._w2 is not None:
+            to_latent[part] = self._product(gradient, self._w2.t()) * weights[:, None]
+            latent = self._latent[part].to(self._dtype) * weights[:, None]
+            to_w2.addmm_(gradient.t().to(to_w2.dtype), latent.to(to_w2.dtype))
+
+    def _product(self, rows: Tensor, weight: Tensor) -> Tensor:
+        dtype = self._head.dtype
+        return product(rows.to(dtype), weight.to(dtype)).to(self._dtype)
 
 
-def _chunk_terms(
-    hidden: Tensor,
-    latent: Tensor | None,
-    w2: Tensor | None,
-    head: Tensor,
-    targets: DistillationTargets,
-    part: slice,
-    ce: float,
-    tv: float,
-    count_matches: bool,
-) -> _Chunk:
-    logits = torch.mm(hidden, head.t())
-    if latent is not None and w2 is not None:
-        logits.addmm_(latent, w2.t())
-    target_logits = torch.mm(targets.hidden_ND[part], head.t())
-    match = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-    if count_matches:
-        match = logits.argmax(-1) == target_logits.argmax(-1)
-    q = target_logits.sub_(targets.log_normaliser_N[part, None]).exp_()
-    labels, weights = targets.labels_N[part], targets.weights_N[part]
-    log_normaliser = logits.logsumexp(-1, keepdim=True)
-    known = labels >= 0
-    label_index = labels.clamp(min=0)[:, None]
-    log_p_label = logits.gather(1, label_index).squeeze(1) - log_normaliser.squeeze(1)
-    p = logits.sub_(log_normaliser).exp_()
-    # q's mass outside the draft vocabulary is variation that no draft can remove.
-    outside = (1 - q.sum(-1)).clamp_(min=0)
-    difference = torch.sub(p, q)
-    variation = 0.5 * (torch.linalg.vector_norm(difference, ord=1, dim=-1) + outside)
-    # dTV/dlogits = p * (s - <p, s>) with s = sign(p - q) / 2; dCE/dlogits = p - onehot.
-    sign = difference.sign_().mul_(0.5)
-    centre = torch.bmm(p[:, None], sign[:, :, None]).squeeze(1)
-    ce_weight = weights * known * ce
-    grad = sign.sub_(centre).mul_((tv * weights)[:, None]).add_(ce_weight[:, None]).mul_(p)
-    grad.scatter_add_(1, label_index, -ce_weight[:, None])
-    return _Chunk(
-        ce_sum=-(log_p_label * weights * known).sum(),
-        tv_sum=(variation * weights).sum(),
-        accept=1 - variation,
-        match=match,
-        grad_logits=grad,
-    )
+def chunk_rows(vocab_size: int, dtype: torch.dtype) -> int:
+    """Rows of logits in a buffer of ``CHUNK_BYTES``."""
+    return max(1, CHUNK_BYTES // (vocab_size * dtype.itemsize))
+
+
+def _block_start(block_N: Tensor, first: int, last: int) -> int:
+    """The last place up to ``last`` at which a block starts; past ``last`` if one block is longer than a chunk."""
+    starts = block_N[first + 1 :] != block_N[first:-1]
+    places = torch.nonzero(starts).flatten() + first + 1
+    before = places[places <= last]
+    if len(before):
+        return int(before[-1])
+    return int(places[0]) if len(places) else len(block_N)

@@ -93,7 +93,8 @@ def build_draft_batch(
     previous = torch.empty(len(samples), num_anchors * block, dtype=torch.long)
     positions = torch.empty_like(previous)
     context_mask = torch.empty(len(samples), num_anchors * block, length, dtype=torch.bool)
-    hidden, normalisers, labels, weights, valid = [], [], [], [], []
+    hidden, normalisers, labels, weights, valid, rows = [], [], [], [], [], []
+    num_rows = 0
     decay = torch.exp(-torch.arange(block) / position_decay).repeat(num_anchors)
     for row, (sample, sample_anchors) in enumerate(zip(samples, anchors, strict=True)):
         anchor = torch.from_numpy(sample_anchors)
@@ -110,8 +111,12 @@ def build_draft_batch(
         is_valid = (slot + 1 <= ends) & torch.from_numpy(mask)[anchor].repeat_interleave(block)
         at = slot[is_valid]
         valid.append(torch.nonzero(is_valid).squeeze(1) + row * num_anchors * block)
-        hidden.append(sample.last_hidden_TD[at].float())
-        normalisers.append(sample.log_normaliser_T[at])
+        # Overlapping blocks predict from the same positions: the target's law is made once for each.
+        used_positions, row_of_slot = torch.unique(at, return_inverse=True)
+        rows.append(row_of_slot + num_rows)
+        num_rows += len(used_positions)
+        hidden.append(sample.last_hidden_TD[used_positions].float())
+        normalisers.append(sample.log_normaliser_T[used_positions])
         labels.append(columns_V[sample.input_ids_T[at + 1]])
         weights.append(decay[is_valid])
     block_of = torch.arange(num_anchors * block) // block
@@ -120,7 +125,9 @@ def build_draft_batch(
     additive = torch.zeros(visible.shape).masked_fill_(~visible, float("-inf"))
     return DraftBatch(
         DraftInputs(taps, block_ids, previous, positions, additive[:, None]),
-        DistillationTargets(torch.cat(hidden), torch.cat(normalisers), torch.cat(labels), torch.cat(weights)),
+        DistillationTargets(
+            torch.cat(hidden), torch.cat(normalisers), torch.cat(labels), torch.cat(weights), torch.cat(rows)
+        ),
         torch.cat(valid),
         tuple(s.sample_id for s in samples),
     )

@@ -158,12 +158,13 @@ class BlockObjective:
 
     def _is_within_vocab(self, batch: DraftBatch) -> Tensor:
         """Rows whose likeliest target token the draft can propose at all; the loss sees only the draft's vocabulary."""
-        hidden = batch.targets.hidden_ND
+        targets = batch.targets
         if self._vocab is None:
-            return torch.ones(len(hidden), dtype=torch.bool)
+            return torch.ones(len(targets.labels_N), dtype=torch.bool)
         head = self._target.lm_head_VD
-        best = torch.cat([(part.to(head.dtype) @ head.t()).argmax(-1) for part in hidden.split(256)])
-        return self._columns[best] >= 0
+        best = torch.cat([(part.to(head.dtype) @ head.t()).argmax(-1) for part in targets.hidden_UD.split(256)])
+        within = self._columns[best] >= 0
+        return within if targets.row_N is None else within[targets.row_N]
 
     def _start_from_bigrams(self) -> None:
         """Give the sequential head the target's own bigrams; see :mod:`draftline.draft.bigrams`.

@@ -79,8 +79,10 @@ def test_every_slot_by_the_plain_rule() -> None:
     assert targets.labels_N.tolist() == [label for _, label, _, _ in expected]
     assert targets.weights_N.tolist() == pytest.approx([weight for _, _, weight, _ in expected])
     for n, (position, _, _, one) in enumerate(expected):
-        assert torch.equal(targets.hidden_ND[n], one.last_hidden_TD[position])
-        assert targets.log_normaliser_N[n] == one.log_normaliser_T[position]
+        row = int(targets.row_N[n])
+        assert torch.equal(targets.hidden_UD[row], one.last_hidden_TD[position])
+        assert targets.log_normaliser_U[row] == one.log_normaliser_T[position]
+    assert len(targets.hidden_UD) == len({(id(one), position) for position, _, _, one in expected})
     for row, one in enumerate(samples):
         used = min(length, len(one.input_ids_T))
         assert torch.equal(batch.inputs.taps_SCX[row, :used], one.taps_TLD[:used].reshape(used, -1))
@@ -92,7 +94,7 @@ def test_a_batch_is_a_function_of_its_samples() -> None:
     one = build_draft_batch([sample(1)], anchors, BASE, torch.arange(20), 4.0)
     two = build_draft_batch([sample(1)], anchors, BASE, torch.arange(20), 4.0)
     assert torch.equal(one.inputs.mask_SMT, two.inputs.mask_SMT)
-    assert torch.equal(one.targets.hidden_ND, two.targets.hidden_ND)
+    assert torch.equal(one.targets.hidden_UD, two.targets.hidden_UD)
 
 
 def test_a_sample_without_anchors_gives_no_valid_slot() -> None:
