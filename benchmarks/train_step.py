@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import alternating_medians_ms, with_allocator_settings
-from draftline.draft.loss import DistillationTargets, distillation_loss
+from draftline.draft.loss import DistillationTargets, LossOptions, distillation_loss
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def _contenders(slots: int, vocab: int, hidden: int) -> dict[str, Callable[[], o
     targets = DistillationTargets(target_hidden, normaliser, labels, weights)
 
     def chunked() -> None:
-        distillation_loss(x, latent, w2, head, targets, ce=0.1, tv=0.9).objective.backward()  # type: ignore[no-untyped-call]
+        distillation_loss(x, latent, w2, head, targets, LossOptions(ce=0.1, tv=0.9)).objective.backward()  # type: ignore[no-untyped-call]
 
     def plain() -> None:
         logits = x @ head.t() + latent @ w2.t()

@@ -76,18 +76,37 @@ class LossTerms:
     is_greedy_match_N: Tensor
 
 
+@dataclass(frozen=True)
+class LossOptions:
+    """What is summed and how.
+
+    Attributes:
+        ce: Weight of cross-entropy in the objective.
+        tv: Weight of total variation.
+        kl: Weight of KL(target, draft).
+        dpace: D-PACE's weights instead of ``weights_N``, of which only "more
+            than 0" is then read.
+        softcap: Logits that the head makes of hidden states become
+            ``c * tanh(logits / c)``, the target's too (Gemma); the Markov bias
+            is added after.
+        count_matches: Compare argmaxes; all are reported as different without.
+    """
+
+    ce: float
+    tv: float
+    kl: float = 0.0
+    dpace: DPace | None = None
+    softcap: float | None = None
+    count_matches: bool = True
+
+
 def distillation_loss(
     hidden_ND: Tensor,
     latent_Nr: Tensor | None,
     markov_w2_Wr: Tensor | None,
     head_WD: Tensor,
     targets: DistillationTargets,
-    *,
-    ce: float,
-    tv: float,
-    kl: float = 0.0,
-    dpace: DPace | None = None,
-    count_matches: bool = True,
+    options: LossOptions,
 ) -> LossTerms:
     """Cross-entropy, total variation and KL of draft logits to the target's law.
 
@@ -98,19 +117,14 @@ def distillation_loss(
         head_WD: The target's LM head rows of the draft vocabulary; frozen.
         targets: See :class:`DistillationTargets`. With a pruned vocabulary the
             target's mass outside it counts as lost (it can never be drafted).
-        ce: Weight of cross-entropy.
-        tv: Weight of total variation.
-        kl: Weight of KL(target, draft).
-        dpace: D-PACE's weights instead of ``targets.weights_N``, of which
-            only "more than 0" is then read.
-        count_matches: Compare argmaxes; all are reported as different without.
+        options: See :class:`LossOptions`.
     """
     inputs = (hidden_ND, latent_Nr, markov_w2_Wr)
     wants_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    options = _Options(TermWeights(ce, tv, kl), dpace, count_matches, wants_gradient)
     objective, ce_sum, tv_sum, kl_sum, accept, match = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        *inputs, head_WD, targets, options
+        *inputs, head_WD, targets, options, wants_gradient
     )
+    dpace = options.dpace
     weight = targets.weights_N.sum() if dpace is None else num_blocks(targets.weights_N > 0, dpace.block_N)
     return LossTerms(objective, ce_sum, tv_sum, kl_sum, weight, accept, match)
 
@@ -119,14 +133,6 @@ def confidence_loss(logits_N: Tensor, accept_N: Tensor, weights_N: Tensor) -> Te
     """Weighted BCE sum of confidence logits against 1 - TV (eq. 8)."""
     each = functional.binary_cross_entropy_with_logits(logits_N, accept_N.clamp(0, 1), reduction="none")
     return (each * weights_N).sum()
-
-
-@dataclass(frozen=True)
-class _Options:
-    weights: TermWeights
-    dpace: DPace | None
-    count_matches: bool
-    wants_gradient: bool
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -140,17 +146,18 @@ class _ChunkedLoss(torch.autograd.Function):
         w2: Tensor | None,
         head: Tensor,
         targets: DistillationTargets,
-        options: _Options,
+        options: LossOptions,
+        wants_gradient: bool,
     ) -> tuple[Tensor, ...]:
         # Autocast would round the products' results and the gradients' accumulators.
         with torch.autocast(hidden.device.type, enabled=False):
-            run = _Run(hidden, latent, w2, head, targets, options)
+            run = _Run(hidden, latent, w2, head, targets, options, wants_gradient)
             for part in run.chunks():
                 run.add(part)
         ctx.gradients = run.gradients
-        weights, (ce, tv, kl) = options.weights, (value.clone() for value in run.sums)
+        ce, tv, kl = (value.clone() for value in run.sums)
         ctx.mark_non_differentiable(ce, tv, kl, run.accept, run.match)
-        return weights.ce * ce + weights.tv * tv + weights.kl * kl, ce, tv, kl, run.accept, run.match
+        return options.ce * ce + options.tv * tv + options.kl * kl, ce, tv, kl, run.accept, run.match
 
     @staticmethod
     def backward(ctx: Any, grad_objective: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -158,7 +165,7 @@ class _ChunkedLoss(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError("the chunked loss is differentiable once; compute it again for a second backward")
-        return (*(None if g is None else g.mul_(grad_objective) for g in gradients), None, None, None)
+        return (*(None if g is None else g.mul_(grad_objective) for g in gradients), None, None, None, None)
 
 
 class _Run:
@@ -171,20 +178,21 @@ class _Run:
         w2: Tensor | None,
         head: Tensor,
         targets: DistillationTargets,
-        options: _Options,
+        options: LossOptions,
+        wants_gradient: bool,
     ) -> None:
         self._hidden, self._latent, self._w2, self._head = hidden, latent, w2, head
         self._targets, self._options = targets, options
+        self._weights_of_terms = TermWeights(options.ce, options.tv, options.kl)
         self._dtype = torch.promote_types(head.dtype, torch.float32)
         rows = hidden.shape[0]
         self.sums = hidden.new_zeros(3, dtype=self._dtype)
         self.accept = hidden.new_empty(rows, dtype=self._dtype)
         self.match = torch.zeros(rows, dtype=torch.bool, device=hidden.device)
-        wanted = options.wants_gradient
         self.gradients = (
-            torch.empty_like(hidden) if wanted else None,
-            torch.empty_like(latent) if wanted and latent is not None else None,
-            torch.zeros_like(w2) if wanted and w2 is not None else None,
+            torch.empty_like(hidden) if wants_gradient else None,
+            torch.empty_like(latent) if wants_gradient and latent is not None else None,
+            torch.zeros_like(w2) if wants_gradient and w2 is not None else None,
         )
 
     def chunks(self) -> Iterator[slice]:
@@ -201,35 +209,39 @@ class _Run:
 
     def add(self, part: slice) -> None:
         """Take one chunk through."""
-        options, targets = self._options, self._targets
+        wants_gradient = self.gradients[0] is not None
         logits = self._product(self._hidden[part], self._head)
+        slope = _cap(logits, self._options.softcap) if self._options.softcap else None
         if self._latent is not None and self._w2 is not None:
             logits += self._product(self._latent[part], self._w2)
         laws = self._laws(part, logits)
-        labels = targets.labels_N[part]
-        terms = row_terms(logits, laws, labels, options.weights, with_gradient=options.wants_gradient)
+        labels = self._targets.labels_N[part]
+        terms = row_terms(logits, laws, labels, self._weights_of_terms, with_gradient=wants_gradient)
         weights = self._weights(part, terms)
         weighted = weights * (labels >= 0)
         self.sums += torch.stack(
             [(terms.surprise_R * weighted).sum(), terms.variation_R @ weights, terms.divergence_R @ weights]
         )
         self.accept[part] = 1 - terms.variation_R
-        if options.wants_gradient:
-            self._add_gradients(part, logits, weights)
+        if wants_gradient:
+            self._add_gradients(part, logits, slope, weights)
 
     def _laws(self, part: slice, logits: Tensor) -> TargetLaws:
         targets = self._targets
-        rows, inverse = slice(part.start, part.stop), None
-        hidden, normaliser = targets.hidden_UD[rows], targets.log_normaliser_U[rows]
-        if targets.row_N is not None:
+        if targets.row_N is None:
+            inverse = None
+            hidden, normaliser = targets.hidden_UD[part], targets.log_normaliser_U[part]
+        else:
             used, inverse = torch.unique(targets.row_N[part], return_inverse=True)
             hidden, normaliser = targets.hidden_UD[used], targets.log_normaliser_U[used]
         target_logits = self._product(hidden, self._head)
+        if self._options.softcap:
+            _cap(target_logits, self._options.softcap)
         if self._options.count_matches:
             best = target_logits.argmax(-1)
             self.match[part] = logits.argmax(-1) == (best if inverse is None else best[inverse])
-        with_information = self._options.weights.kl > 0
-        return target_laws(target_logits, normaliser.to(self._dtype), inverse, with_information=with_information)
+        has_kl = self._options.kl > 0
+        return target_laws(target_logits, normaliser.to(self._dtype), inverse, with_information=has_kl)
 
     def _weights(self, part: slice, terms: RowTerms) -> Tensor:
         weights = self._targets.weights_N[part].to(self._dtype)
@@ -239,15 +251,17 @@ class _Run:
         confidence = torch.exp(-terms.surprise_R) * (self._targets.labels_N[part] >= 0)
         return dpace_weights(confidence, weights > 0, dpace.block_N[part], dpace.alpha)
 
-    def _add_gradients(self, part: slice, gradient: Tensor, weights: Tensor) -> None:
+    def _add_gradients(self, part: slice, gradient: Tensor, slope: Tensor | None, weights: Tensor) -> None:
         # Position weights scale rows, so they can wait until after the product, where a row is D wide, not W.
         to_hidden, to_latent, to_w2 = self.gradients
         assert to_hidden is not None
-        to_hidden[part] = self._product(gradient, self._head.t()) * weights[:, None]
         if to_latent is not None and to_w2 is not None and self._latent is not None and self._w2 is not None:
             to_latent[part] = self._product(gradient, self._w2.t()) * weights[:, None]
             latent = self._latent[part].to(self._dtype) * weights[:, None]
             to_w2.addmm_(gradient.t().to(to_w2.dtype), latent.to(to_w2.dtype))
+        if slope is not None:
+            gradient.mul_(slope)
+        to_hidden[part] = self._product(gradient, self._head.t()) * weights[:, None]
 
     def _product(self, rows: Tensor, weight: Tensor) -> Tensor:
         dtype = self._head.dtype
@@ -257,6 +271,14 @@ class _Run:
 def chunk_rows(vocab_size: int, dtype: torch.dtype) -> int:
     """Rows of logits in a buffer of ``CHUNK_BYTES``."""
     return max(1, CHUNK_BYTES // (vocab_size * dtype.itemsize))
+
+
+def _cap(logits: Tensor, cap: float) -> Tensor:
+    """Soft-cap in place; returns the slope, ``1 - tanh(logits / cap) ** 2``."""
+    tanh = logits.div_(cap).tanh_()
+    slope = 1 - tanh.square()
+    tanh.mul_(cap)
+    return slope
 
 
 def _block_start(block_N: Tensor, first: int, last: int) -> int:

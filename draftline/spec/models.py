@@ -250,24 +250,34 @@ class DraftSpec(Part):
 
 
 class LossSpec(Part):
-    """Weights of L = ce CE + tv TV + confidence BCE (paper section 3.3).
+    """Weights of L = ce CE + tv TV + kl KL + confidence BCE (paper section 3.3; KL is not in the paper).
 
     Attributes:
         ce: Weight of cross-entropy against the target's token.
         tv: Weight of total variation to the target's distribution.
+        kl: Weight of the KL divergence of the draft's distribution from the
+            target's, KL(target, draft).
         confidence: Weight of the confidence head's BCE.
-        position_decay: Position k (0-based) counts exp(-k / position_decay).
+        position_weights: ``decay``: position k of a block (0-based) counts
+            exp(-k / position_decay). ``dpace``: D-PACE (arXiv 2605.18810),
+            weights from the draft's own confidence, for block drafts; the
+            confidence head keeps the decay.
+        position_decay: Of ``decay``.
+        dpace_alpha: Of ``dpace``: smoothing of confidences towards 1.
     """
 
     ce: Annotated[float, Field(ge=0.0)] = 0.1
     tv: Annotated[float, Field(ge=0.0)] = 0.9
+    kl: Annotated[float, Field(ge=0.0)] = 0.0
     confidence: Annotated[float, Field(ge=0.0)] = 1.0
+    position_weights: Literal["decay", "dpace"] = "decay"
     position_decay: Annotated[float, Field(gt=0.0)] = 4.0
+    dpace_alpha: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> LossSpec:
-        if self.ce == 0 and self.tv == 0:
-            raise ValueError("loss.ce and loss.tv are both 0; the draft would learn nothing, raise one of them")
+        if self.ce == self.tv == self.kl == 0:
+            raise ValueError("loss.ce, loss.tv and loss.kl are all 0; the draft would learn nothing, raise one of them")
         return self
 
 

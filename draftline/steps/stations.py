@@ -87,7 +87,9 @@ _STATIONS = (
         "ray_jobs.capture:run",
         on_ray=True,
     ),
-    Station("draft", ("target", "draft", "train", "seed"), ("hidden-states",), "ray_jobs.train:run", on_ray=True),
+    Station(
+        "draft", ("target", "draft", "train", "seed"), ("hidden-states",), "ray_jobs.train:run", version=2, on_ray=True
+    ),
     Station(
         "calibration",
         ("name", "target", "calibration", "responses.sampling", "serving.max_context", "seed"),

@@ -68,6 +68,11 @@ def draw_anchors(loss_mask: NDArray[np.bool_], count: int, seed: Sequence[int]) 
     return np.sort(random.choice(eligible, count, replace=len(eligible) < count))
 
 
+def position_weights(block_size: int, decay: float) -> Tensor:
+    """Weights ``[B]`` of a block's slots: exp(-k / decay), k from 0 (the reference's; the paper's exponent differs)."""
+    return torch.exp(-torch.arange(block_size) / decay)
+
+
 def build_draft_batch(
     samples: Sequence[CachedSample],
     anchors: Sequence[NDArray[np.int64]],
@@ -95,7 +100,7 @@ def build_draft_batch(
     context_mask = torch.empty(len(samples), num_anchors * block, length, dtype=torch.bool)
     hidden, normalisers, labels, weights, valid, rows = [], [], [], [], [], []
     num_rows = 0
-    decay = torch.exp(-torch.arange(block) / position_decay).repeat(num_anchors)
+    decay = position_weights(block, position_decay).repeat(num_anchors)
     for row, (sample, sample_anchors) in enumerate(zip(samples, anchors, strict=True)):
         anchor = torch.from_numpy(sample_anchors)
         used = min(length, len(sample.input_ids_T))

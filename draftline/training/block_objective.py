@@ -11,13 +11,14 @@ from draftline.cache.reader import CachedSample
 from draftline.cache.source import SampleSource
 from draftline.draft.bigrams import MAX_TABLE_TOKENS, bigram_logits, low_rank
 from draftline.draft.checkpoint import DraftModel, export_state, to_files
-from draftline.draft.loss import LossTerms, confidence_loss, distillation_loss
+from draftline.draft.dpace import DPace
+from draftline.draft.loss import LossOptions, LossTerms, confidence_loss, distillation_loss
 from draftline.draft.model import DraftHidden, DSparkDraft
 from draftline.draft.vocab import choose_vocab
-from draftline.spec import RunSpec
+from draftline.spec import LossSpec, RunSpec
 from draftline.target.load import Target
 from draftline.training.architecture import draft_config
-from draftline.training.batches import DraftBatch, build_draft_batch, draw_anchors
+from draftline.training.batches import DraftBatch, build_draft_batch, draw_anchors, position_weights
 from draftline.training.objective import StepTerms, Sums
 
 VALIDATION_ANCHORS = 16
@@ -65,19 +66,24 @@ class BlockObjective:
         return self._batch(samples, positions, VALIDATION_ANCHORS)
 
     def terms(self, batch: DraftBatch) -> StepTerms:
-        """Cross-entropy, total variation and the confidence head's BCE."""
-        weights = self._spec.train.loss
+        """Cross-entropy, total variation, KL, and the confidence head's BCE."""
+        loss = self._spec.train.loss
         out = self._model(batch.inputs, self._embedding)
-        terms = self._distil(out, batch, ce=weights.ce, tv=weights.tv, count_matches=False)
+        terms = self._distil(out, batch, loss, is_training=True)
         objective = terms.objective
         confidence = objective.new_zeros(())
         if out.confidence_SM is not None:
             logits = out.confidence_SM.flatten()[batch.valid_N]
-            confidence = confidence_loss(logits, terms.accept_N, batch.targets.weights_N)
-            objective = objective + weights.confidence * confidence
+            weights = batch.targets.weights_N
+            if loss.position_weights == "dpace":
+                # Sums are then divided by blocks: a whole block's weights are made to sum to 1.
+                weights = weights / position_weights(self._config.block_size, loss.position_decay).sum()
+            confidence = confidence_loss(logits, terms.accept_N, weights)
+            objective = objective + loss.confidence * confidence
         sums = {
             "ce": terms.ce_sum,
             "tv": terms.tv_sum,
+            "kl": terms.kl_sum,
             "confidence": confidence,
             "weight": terms.weight_sum,
             "accept": terms.accept_N.sum(),
@@ -88,7 +94,7 @@ class BlockObjective:
     def validate(self, batch: DraftBatch) -> Sums:
         """Held-out loss and teacher-forced greedy accepted length, summed over blocks."""
         out = self._model(batch.inputs, self._embedding)
-        terms = self._distil(out, batch, ce=1.0, tv=1.0, count_matches=True)
+        terms = self._distil(out, batch, self._spec.train.loss, is_training=False)
         match = torch.zeros(out.hidden_SMD.shape[0] * out.hidden_SMD.shape[1])
         match[batch.valid_N] = (terms.is_greedy_match_N & self._is_within_vocab(batch)).float()
         lengths = 1 + match.view(-1, self._config.block_size).cumprod(1).sum(1)
@@ -96,6 +102,7 @@ class BlockObjective:
             {
                 "ce": terms.ce_sum,
                 "tv": terms.tv_sum,
+                "kl": terms.kl_sum,
                 "weight": terms.weight_sum,
                 "length": lengths.double().sum(),
                 "blocks": torch.tensor(float(len(lengths))),
@@ -105,11 +112,12 @@ class BlockObjective:
     def figures(self, sums: Sums) -> dict[str, float]:
         """Loss and its terms per unit of weight; mean chance that a drafted token survives."""
         loss = self._spec.train.loss
-        ce, tv, confidence = sums.ratio("ce"), sums.ratio("tv"), sums.ratio("confidence")
+        ce, tv, kl, confidence = (sums.ratio(name) for name in ("ce", "tv", "kl", "confidence"))
         return {
-            "loss": loss.ce * ce + loss.tv * tv + loss.confidence * confidence,
+            "loss": loss.ce * ce + loss.tv * tv + loss.kl * kl + loss.confidence * confidence,
             "ce": ce,
             "tv": tv,
+            **({"kl": kl} if loss.kl else {}),
             "confidence": confidence,
             "acceptance": sums.scalar("accept") / max(sums.scalar("slots"), 1.0),
         }
@@ -117,7 +125,7 @@ class BlockObjective:
     def validation_figures(self, sums: Sums) -> dict[str, float]:
         """Held-out loss (without the confidence head's) and accepted length."""
         loss = self._spec.train.loss
-        numerator = loss.ce * sums.scalar("ce") + loss.tv * sums.scalar("tv")
+        numerator = loss.ce * sums.scalar("ce") + loss.tv * sums.scalar("tv") + loss.kl * sums.scalar("kl")
         return {
             "validation_loss": numerator / max(sums.scalar("weight"), 1e-9),
             "accepted_length": sums.ratio("length", "blocks"),
@@ -141,19 +149,27 @@ class BlockObjective:
         ]
         return build_draft_batch(samples, anchors, self._config, self._columns, self._spec.train.loss.position_decay)
 
-    def _distil(self, out: DraftHidden, batch: DraftBatch, *, ce: float, tv: float, count_matches: bool) -> LossTerms:
+    def _distil(self, out: DraftHidden, batch: DraftBatch, loss: LossSpec, *, is_training: bool) -> LossTerms:
+        """Terms of a batch; a validation's always with the fixed decay, so that runs can be compared."""
         valid = batch.valid_N
         latent = out.latent_SMr.flatten(0, 1)[valid] if out.latent_SMr is not None else None
         head = self._model.markov_head
+        has_dpace = is_training and loss.position_weights == "dpace"
+        options = LossOptions(
+            ce=loss.ce,
+            tv=loss.tv,
+            kl=loss.kl,
+            dpace=DPace(valid // self._config.block_size, loss.dpace_alpha) if has_dpace else None,
+            softcap=self._config.logit_softcap,
+            count_matches=not is_training,
+        )
         return distillation_loss(
             out.hidden_SMD.flatten(0, 1)[valid],
             latent,
             head.markov_w2.weight if head is not None else None,
             self._head,
             batch.targets,
-            ce=ce,
-            tv=tv,
-            count_matches=count_matches,
+            options,
         )
 
     def _is_within_vocab(self, batch: DraftBatch) -> Tensor:

@@ -84,17 +84,22 @@ class PlainTerms:
     match: Tensor
 
 
-def plain_terms(problem: Problem, dpace_alpha: float | None = None) -> PlainTerms:
+def plain_terms(problem: Problem, dpace_alpha: float | None = None, cap: float | None = None) -> PlainTerms:
     """Row by row."""
+
+    def scores(hidden: Tensor) -> Tensor:
+        logits = problem.head @ hidden
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
     targets = problem.targets
     surprises, variations, divergences, matches = [], [], [], []
     for n in range(len(problem.hidden)):
-        logits = problem.head @ problem.hidden[n]
+        logits = scores(problem.hidden[n])
         if problem.latent is not None and problem.w2 is not None:
             logits = logits + problem.w2 @ problem.latent[n]
         row = n if targets.row_N is None else int(targets.row_N[n])
         p = logits.softmax(-1)
-        q = (problem.head @ targets.hidden_UD[row] - targets.log_normaliser_U[row]).exp()
+        q = (scores(targets.hidden_UD[row]) - targets.log_normaliser_U[row]).exp()
         variations.append(0.5 * ((p - q).abs().sum() + (1 - q.sum()).clamp(min=0)))
         conditional = q / q.sum()
         divergences.append(q.sum() * (conditional * (conditional.log() - p.log())).sum())

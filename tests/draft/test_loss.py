@@ -10,7 +10,7 @@ import torch
 from draftline.draft import loss as loss_module
 from draftline.draft import loss_chunks
 from draftline.draft.dpace import DPace, dpace_weights
-from draftline.draft.loss import DistillationTargets, chunk_rows, confidence_loss, distillation_loss
+from draftline.draft.loss import DistillationTargets, LossOptions, chunk_rows, confidence_loss, distillation_loss
 from tests.draft.plain_loss import Problem, make_problem, plain_terms
 
 CLOSE = {"atol": 1e-10, "rtol": 1e-8}
@@ -45,7 +45,7 @@ def test_values_and_gradients_equal_autograd(
     small_chunks(monkeypatch, problem)
     leaves = problem.leaves()
     dpace = DPace(problem.blocks, alpha) if alpha is not None else None
-    terms = distillation_loss(*problem.given, ce=ce, tv=tv, kl=kl, dpace=dpace)
+    terms = distillation_loss(*problem.given, LossOptions(ce=ce, tv=tv, kl=kl, dpace=dpace))
     # A factor, because the chain rule must reach the stored gradients.
     found = torch.autograd.grad(terms.objective * 3.0, leaves)
     plain = plain_terms(problem, alpha)
@@ -62,12 +62,32 @@ def test_values_and_gradients_equal_autograd(
         torch.testing.assert_close(one, other, **CLOSE)
 
 
+@pytest.mark.parametrize("has_markov", [True, False])
+@pytest.mark.parametrize("alpha", [None, 0.5])
+def test_capped_logits_equal_autograd(has_markov: bool, alpha: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma's soft cap, tight enough to bend these logits; the normaliser is that of capped logits."""
+    problem = make_problem(30, 4, has_markov=has_markov, is_shared=True)
+    targets = problem.targets
+    capped = 1.5 * torch.tanh(targets.hidden_UD @ problem.head.T / 1.5)
+    problem = replace(problem, targets=replace(targets, log_normaliser_U=capped.logsumexp(-1)))
+    small_chunks(monkeypatch, problem)
+    leaves = problem.leaves()
+    dpace = DPace(problem.blocks, alpha) if alpha is not None else None
+    terms = distillation_loss(*problem.given, LossOptions(ce=0.2, tv=0.5, kl=0.3, dpace=dpace, softcap=1.5))
+    plain = plain_terms(problem, alpha, 1.5)
+    found = torch.autograd.grad(terms.objective, leaves)
+    expected = torch.autograd.grad(0.2 * plain.ce + 0.5 * plain.tv + 0.3 * plain.kl, leaves)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+    torch.testing.assert_close(terms.accept_N, plain.accept, **CLOSE)
+
+
 def test_without_gradients_the_terms_are_the_same() -> None:
     problem = make_problem(20, 5, is_pruned=True, is_shared=True)
     problem.leaves()
-    with_gradient = distillation_loss(*problem.given, ce=0.3, tv=0.7, kl=0.1)
+    with_gradient = distillation_loss(*problem.given, LossOptions(ce=0.3, tv=0.7, kl=0.1))
     with torch.no_grad():
-        without = distillation_loss(*problem.given, ce=0.3, tv=0.7, kl=0.1)
+        without = distillation_loss(*problem.given, LossOptions(ce=0.3, tv=0.7, kl=0.1))
     assert with_gradient.objective.requires_grad and not without.objective.requires_grad
     for name in ("objective", "ce_sum", "tv_sum", "kl_sum", "accept_N"):
         assert torch.equal(getattr(with_gradient, name).detach(), getattr(without, name))
@@ -80,7 +100,7 @@ def test_fp32_and_bf16_products_stay_near_float64(alpha: float | None) -> None:
     dpace = DPace(exact.blocks, alpha) if alpha is not None else None
     leaves = exact.leaves()
     expected = torch.autograd.grad(
-        distillation_loss(*exact.given, ce=0.1, tv=0.9, kl=0.2, dpace=dpace).objective, leaves
+        distillation_loss(*exact.given, LossOptions(ce=0.1, tv=0.9, kl=0.2, dpace=dpace)).objective, leaves
     )
     for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
         targets = exact.targets
@@ -99,7 +119,7 @@ def test_fp32_and_bf16_products_stay_near_float64(alpha: float | None) -> None:
             ),
         )
         leaves = rough.leaves()
-        terms = distillation_loss(*rough.given, ce=0.1, tv=0.9, kl=0.2, dpace=dpace)
+        terms = distillation_loss(*rough.given, LossOptions(ce=0.1, tv=0.9, kl=0.2, dpace=dpace))
         assert terms.objective.dtype == torch.float32
         for one, other in zip(torch.autograd.grad(terms.objective, leaves), expected, strict=True):
             assert one.dtype == torch.float32
@@ -109,9 +129,9 @@ def test_fp32_and_bf16_products_stay_near_float64(alpha: float | None) -> None:
 def test_more_rows_than_a_chunk_of_the_real_size(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make_problem(600, 0, is_pruned=True)
     leaves = problem.leaves()
-    whole = torch.autograd.grad(distillation_loss(*problem.given, ce=0.3, tv=0.7).objective, leaves)
+    whole = torch.autograd.grad(distillation_loss(*problem.given, LossOptions(ce=0.3, tv=0.7)).objective, leaves)
     small_chunks(monkeypatch, problem)
-    parts = torch.autograd.grad(distillation_loss(*problem.given, ce=0.3, tv=0.7).objective, leaves)
+    parts = torch.autograd.grad(distillation_loss(*problem.given, LossOptions(ce=0.3, tv=0.7)).objective, leaves)
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one, other, **CLOSE)
 
@@ -119,7 +139,7 @@ def test_more_rows_than_a_chunk_of_the_real_size(monkeypatch: pytest.MonkeyPatch
 def test_the_targets_own_law_loses_nothing() -> None:
     problem = make_problem(30, 1)
     targets = problem.targets
-    terms = distillation_loss(targets.hidden_UD, None, None, problem.head, targets, ce=1.0, tv=1.0, kl=1.0)
+    terms = distillation_loss(targets.hidden_UD, None, None, problem.head, targets, LossOptions(ce=1.0, tv=1.0, kl=1.0))
     assert float(terms.tv_sum) == pytest.approx(0, abs=1e-12)
     assert float(terms.kl_sum) == pytest.approx(0, abs=1e-12)
     assert terms.accept_N.min() == pytest.approx(1)
@@ -134,9 +154,9 @@ def test_slots_without_weight_count_for_nothing() -> None:
         targets.hidden_UD[keep], targets.log_normaliser_U[keep], targets.labels_N[keep], targets.weights_N[keep]
     )
     assert problem.latent is not None
-    one = distillation_loss(*problem.given, ce=0.5, tv=0.5)
+    one = distillation_loss(*problem.given, LossOptions(ce=0.5, tv=0.5))
     other = distillation_loss(
-        problem.hidden[keep], problem.latent[keep], problem.w2, problem.head, kept, ce=0.5, tv=0.5
+        problem.hidden[keep], problem.latent[keep], problem.w2, problem.head, kept, LossOptions(ce=0.5, tv=0.5)
     )
     torch.testing.assert_close(one.objective, other.objective)
 
@@ -149,7 +169,7 @@ def test_no_slot_at_all() -> None:
     )
     hidden = problem.hidden[:0].requires_grad_()
     for dpace in (None, DPace(problem.blocks[:0], 0.5)):
-        terms = distillation_loss(hidden, None, None, problem.head, none, ce=0.5, tv=0.5, dpace=dpace)
+        terms = distillation_loss(hidden, None, None, problem.head, none, LossOptions(ce=0.5, tv=0.5, dpace=dpace))
         assert float(terms.objective.detach()) == float(terms.weight_sum) == 0
         assert torch.autograd.grad(terms.objective, hidden)[0].shape == hidden.shape
 
@@ -157,7 +177,7 @@ def test_no_slot_at_all() -> None:
 def test_a_second_backward_is_refused() -> None:
     problem = make_problem(3, 0)
     leaves = problem.leaves()
-    terms = distillation_loss(*problem.given, ce=0.5, tv=0.5)
+    terms = distillation_loss(*problem.given, LossOptions(ce=0.5, tv=0.5))
     torch.autograd.grad(terms.objective, leaves, retain_graph=True)
     with pytest.raises(RuntimeError, match="differentiable once"):
         torch.autograd.grad(terms.objective, leaves)
@@ -197,7 +217,7 @@ def test_confidence_loss_is_weighted_binary_cross_entropy() -> None:
 def test_terms_are_detached_but_for_the_objective() -> None:
     problem = make_problem(5, 3)
     problem.leaves()
-    terms = distillation_loss(*problem.given, ce=0.5, tv=0.5)
+    terms = distillation_loss(*problem.given, LossOptions(ce=0.5, tv=0.5))
     assert terms.objective.requires_grad
     for name in ("ce_sum", "tv_sum", "kl_sum", "accept_N", "is_greedy_match_N"):
         assert not getattr(terms, name).requires_grad

@@ -277,3 +277,18 @@ def test_without_a_validation_split_there_is_no_validation(loaded_target: Target
     splits = {"train": [conversations(loaded_target, 4)]}
     history = DraftTrainer(make_inputs(loaded_target, tmp_path, splits), loaded_target).run()
     assert history and all("validation_loss" not in record for record in history)
+
+
+@pytest.mark.parametrize("changes", [{"train.loss.kl": 0.5}, {"train.loss.position_weights": "dpace"}])
+def test_other_losses_train_and_add_up(
+    base: TrainingInputs, loaded_target: Target, changes: dict[str, float | str]
+) -> None:
+    spec = derive(SPEC, {"train.steps": 30, **changes})
+    trainer = DraftTrainer(replace(base, spec=spec, prefix=f"losses/{next(iter(changes))}"), loaded_target)
+    history = trainer.run()
+    weights = spec.train.loss
+    for record in history:
+        parts = weights.ce * record["ce"] + weights.tv * record["tv"] + weights.confidence * record["confidence"]
+        assert record["loss"] == pytest.approx(parts + weights.kl * record.get("kl", 0.0))
+    assert ("kl" in history[-1]) == (weights.kl > 0)
+    assert history[-1]["validation_loss"] < history[0]["validation_loss"]
