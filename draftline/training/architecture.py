@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from draftline.draft.config import NUM_ANCHORS, DraftConfig, resolve_taps
-from draftline.draft.families import default_family
+from draftline.draft.families import FAMILIES, default_family
 from draftline.errors import SpecError
 from draftline.spec import DraftSpec, RunSpec
 from draftline.target.load import Target
@@ -17,6 +17,8 @@ def draft_config(spec: RunSpec, target: Target) -> DraftConfig:
     """
     draft, config = spec.draft, target.config
     is_eagle3 = draft.algorithm == "eagle3"
+    family = draft.family or default_family(config.family)
+    facts = FAMILIES[family]
     size = draft.vocab_size
     if draft.mask_token_id is not None and not 0 <= draft.mask_token_id < config.vocab_size:
         raise SpecError(
@@ -49,8 +51,12 @@ def draft_config(spec: RunSpec, target: Target) -> DraftConfig:
         markov_head=draft.markov_head,
         enable_confidence_head=draft.enable_confidence_head,
         confidence_with_markov=draft.confidence_with_markov and draft.enable_confidence_head,
-        family=draft.family or default_family(config.family),
+        family=family,
         rope_scaling=config.rope_scaling,
+        has_shared_kv=config.has_shared_kv and facts.has_global_heads,
+        # Gemma's scale goes with its layer, not with another family's.
+        query_pre_attn_scalar=config.query_pre_attn_scalar if facts.name == config.family_facts.name else None,
+        logit_softcap=config.logit_softcap,
         num_anchors=NUM_ANCHORS if is_eagle3 else spec.train.anchors_per_sample,
         ttt_length=draft.ttt_length if is_eagle3 else 0,
         ttt_decay=draft.ttt_decay if is_eagle3 else 0.0,
