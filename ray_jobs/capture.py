@@ -36,7 +36,8 @@ class CaptureWorker:
         context = self._context
         key = f"{context.inputs['tokens'].prefix}/{info.name}"
         tokens = decode_shard(context.store.get(key), origin=key, expected=info)
-        data = capture_shard(self._target, tokens, self._taps, context.spec.cache.codec)
+        cache = context.spec.cache
+        data = capture_shard(self._target, tokens, self._taps, cache.codec, dedupe=cache.dedupe)
         captured = ShardInfo.of(info.name, info.split, info.num_samples, info.num_tokens, data)
         context.store.put(f"{context.prefix}/{info.name}", data)
         context.store.put(f"{context.prefix}/{info.name}.json", json.dumps(captured.to_json(), sort_keys=True).encode())
@@ -86,10 +87,15 @@ def run(context: StepContext) -> StepOutput:
         tuple(done[s.name] for s in tokens.shards),
         spec.codec,
         tuple(first.metadata["tap_ids"]),
-        int(first.tensors["taps"].shape[-1]),
+        int(first.metadata["hidden_size"]),
     )
     size = float(sum(s.size_bytes for s in manifest.shards))
-    metrics = {"num_tokens": float(total), "size_bytes": size, "bytes_per_token": size / total}
+    metrics = {
+        "num_tokens": float(total),
+        "num_rows": float(sum(s.num_rows for s in manifest.shards)),
+        "size_bytes": size,
+        "bytes_per_token": size / total,
+    }
     return StepOutput({**manifest.to_json(), "counts": COUNTS_FILE}, metrics)
 
 

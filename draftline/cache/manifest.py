@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from draftline.cache.container import FORMAT_VERSION as FORMAT_VERSION
+from draftline.cache.container import FORMAT_VERSIONS, RECORDS, read_header
 from draftline.errors import FormatError
-
-FORMAT_VERSION = 1
 
 KIND = "hidden-states"
 """Kind of a manifest that names shards of hidden states."""
@@ -23,7 +23,19 @@ COUNTS_FILE = "counts.json"
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One manifest entry."""
+    """One manifest entry.
+
+    Attributes:
+        name: File name.
+        split: Side of the split.
+        num_samples: Samples in it.
+        num_tokens: Their tokens, shared ones counted for every sample.
+        size_bytes: Of the file.
+        sha256: Of the file.
+        num_rows: Tokens whose hidden states are stored; 0 for shards without records.
+        head_bytes: Bytes before the records: what a reader of ranges reads first.
+        head_sha256: Of those.
+    """
 
     name: str
     split: str
@@ -31,15 +43,32 @@ class ShardInfo:
     num_tokens: int
     size_bytes: int
     sha256: str
+    num_rows: int = 0
+    head_bytes: int = 0
+    head_sha256: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain fields."""
-        return asdict(self)
+        """Plain fields; those about records only where there are some."""
+        fields = asdict(self)
+        if not self.head_bytes:
+            for name in ("num_rows", "head_bytes", "head_sha256"):
+                del fields[name]
+        return fields
 
     @classmethod
     def of(cls, name: str, split: str, num_samples: int, num_tokens: int, data: bytes) -> ShardInfo:
-        """The entry of a shard with these bytes."""
-        return cls(name, split, num_samples, num_tokens, len(data), hashlib.sha256(data).hexdigest())
+        """The entry of a shard with these bytes.
+
+        Raises:
+            FormatError: the bytes are no shard.
+        """
+        digest = hashlib.sha256(data).hexdigest()
+        header = read_header(data, origin=name)
+        if RECORDS not in header.tensors:
+            return cls(name, split, num_samples, num_tokens, len(data), digest)
+        head = memoryview(data)[: header.head_bytes]
+        num_rows, head_digest = header.metadata["num_rows"], hashlib.sha256(head).hexdigest()
+        return cls(name, split, num_samples, num_tokens, len(data), digest, num_rows, len(head), head_digest)
 
 
 @dataclass(frozen=True)
@@ -52,7 +81,11 @@ class Manifest:
     codec: str = ""
     tap_ids: tuple[int, ...] = ()
     hidden_size: int = 0
-    format: int = FORMAT_VERSION
+
+    @property
+    def format(self) -> int:
+        """Version of this kind's format."""
+        return FORMAT_VERSIONS.get(self.kind, FORMAT_VERSION)
 
     def of_split(self, split: str) -> tuple[ShardInfo, ...]:
         """Shards of one split, in order."""
@@ -60,7 +93,8 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready mapping."""
-        return {**asdict(self), "tap_ids": list(self.tap_ids), "shards": [s.to_json() for s in self.shards]}
+        fields = {**asdict(self), "tap_ids": list(self.tap_ids), "format": self.format}
+        return {**fields, "shards": [s.to_json() for s in self.shards]}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], *, kind: str) -> Manifest:
@@ -70,11 +104,12 @@ class Manifest:
             FormatError: another kind, a newer format, or a damaged document.
         """
         try:
-            if document["format"] != FORMAT_VERSION or document["kind"] != kind:
+            known = FORMAT_VERSIONS.get(kind, FORMAT_VERSION)
+            if document["format"] != known or document["kind"] != kind:
                 raise FormatError(
                     "the shard manifest does not fit",
                     got=f"{document['kind']} format {document['format']}",
-                    expected=f"{kind} format {FORMAT_VERSION}",
+                    expected=f"{kind} format {known}",
                     remedy="Use the Draftline version that wrote it, or run the step again",
                 )
             return cls(

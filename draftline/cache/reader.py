@@ -11,28 +11,17 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
-from draftline.cache.shards import Manifest, Shard, ShardInfo, decode_shard
+from draftline.cache.hidden import HiddenIndex
+from draftline.cache.manifest import Manifest, ShardInfo
+from draftline.cache.sample import CachedSample as CachedSample
+from draftline.cache.shards import check_bytes
 from draftline.errors import InputError
 from draftline.storage.base import ObjectStore
 
 WINDOW_SHARDS = 16
-
-
-@dataclass(frozen=True)
-class CachedSample:
-    """One sample of the hidden-state cache; T tokens, L taps, D hidden size."""
-
-    sample_id: str
-    input_ids_T: Tensor
-    loss_mask_T: Tensor
-    taps_TLD: Tensor
-    last_hidden_TD: Tensor
-    log_normaliser_T: Tensor
 
 
 def sample_order(
@@ -81,7 +70,7 @@ class CacheReader:
                 remedy="Give more prompts, or raise the split's fraction in the spec",
             )
         self.wait_s = 0.0
-        self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._open: OrderedDict[int, tuple[HiddenIndex, memoryview]] = OrderedDict()
         self._order: tuple[int, list[tuple[int, int]]] = (-1, [])
 
     def at(self, position: int) -> CachedSample:
@@ -110,26 +99,22 @@ class CacheReader:
 
     def sample(self, shard_index: int, index: int) -> CachedSample:
         """One sample by shard and place; errors as :meth:`at`."""
-        shard = self._shard(shard_index)
-        start, end = shard.bounds(index)
-        tensors = shard.tensors
-        return CachedSample(
-            shard.ids[index],
-            tensors["input_ids"][start:end].long(),
-            tensors["loss_mask"][start:end].bool(),
-            tensors["taps"][start:end],
-            tensors["last_hidden"][start:end],
-            tensors["log_normaliser"][start:end],
-        )
+        head, data = self._shard(shard_index)
+        records = {}
+        for segment in head.segments(index):
+            start, size = head.record_range(segment)
+            records[segment] = data[start : start + size]
+        return head.sample(index, records)
 
-    def _shard(self, index: int) -> Shard:
+    def _shard(self, index: int) -> tuple[HiddenIndex, memoryview]:
         if index in self._open:
             self._open.move_to_end(index)
             return self._open[index]
         info = self.shards[index]
         key = f"{self._prefix}/{info.name}"
-        shard = decode_shard(self._store.get(key), origin=key, expected=info)
-        self._open[index] = shard
+        data = self._store.get(key)
+        check_bytes(data, info.size_bytes, info.sha256, key)
+        self._open[index] = (HiddenIndex.of(data, origin=key), memoryview(data))
         while len(self._open) > self._window_shards:
             self._open.popitem(last=False)
-        return shard
+        return self._open[index]

@@ -9,23 +9,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from draftline.cache.manifest import FORMAT_VERSION
+from draftline.cache.container import FORMAT_VERSIONS, RECORDS, Header, TensorEntry, read_header
 from draftline.cache.manifest import Manifest as Manifest
 from draftline.cache.manifest import ShardInfo as ShardInfo
 from draftline.cache.manifest import shard_name as shard_name
 from draftline.errors import FormatError
 
-CODEC_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_DTYPES = {
+    "U8": torch.uint8,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "F32": torch.float32,
+    "I64": torch.int64,
+}
+_REMEDY = "Delete the shard and its step's result.json, then run again: only this shard is computed anew"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A decoded shard; tensors as in FORMAT.md."""
+    """A shard's metadata and tensors, as in FORMAT.md; records stay in the file."""
 
     metadata: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
@@ -43,12 +48,18 @@ class Shard:
 
 
 def encode_shard(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
-    """Shard bytes; equal content gives equal bytes (one metadata key, sorted JSON)."""
-    text = json.dumps({"version": FORMAT_VERSION, **metadata}, sort_keys=True, separators=(",", ":"))
+    """Shard bytes; equal content gives equal bytes (one metadata key, sorted JSON).
+
+    Args:
+        tensors: On the CPU.
+        metadata: With ``kind`` and ``ids``; the version is added.
+    """
+    versioned = {"version": FORMAT_VERSIONS[metadata["kind"]], **metadata}
+    text = json.dumps(versioned, sort_keys=True, separators=(",", ":"))
     return save_safetensors({name: value.contiguous() for name, value in tensors.items()}, {"draftline": text})
 
 
-def decode_shard(data: bytes, *, origin: str, expected: ShardInfo | None = None) -> Shard:
+def decode_shard(data: bytes | memoryview, *, origin: str, expected: ShardInfo | None = None) -> Shard:
     """Check and decode shard bytes.
 
     Args:
@@ -57,35 +68,44 @@ def decode_shard(data: bytes, *, origin: str, expected: ShardInfo | None = None)
         expected: Manifest entry whose size and digest must match.
 
     Raises:
-        FormatError: truncated, altered, foreign, or of a newer format.
+        FormatError: truncated, altered, foreign, or of an unknown format.
     """
     if expected is not None:
-        _check_digest(data, origin, expected)
-    try:
-        tensors = load_safetensors(data)
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])
-        metadata = json.loads(header["__metadata__"]["draftline"])
-        version = metadata["version"]
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise FormatError(
-            f"{origin} is not a Draftline shard ({error})", remedy="Delete it and run its step again"
-        ) from None
-    if version != FORMAT_VERSION:
-        raise FormatError(
-            f"{origin} has an unknown format", got=version, expected=str(FORMAT_VERSION), remedy="Upgrade Draftline"
-        )
-    return Shard(metadata, tensors)
+        check_bytes(data, expected.size_bytes, expected.sha256, origin)
+    header = read_header(data, origin=origin)
+    if len(data) != header.size_bytes:
+        raise _truncated(origin, len(data), header.size_bytes)
+    return decode_head(data, header)
 
 
-def _check_digest(data: bytes, origin: str, expected: ShardInfo) -> None:
-    remedy = "Delete the shard and its step's result.json, then run again: only this shard is computed anew"
-    if len(data) != expected.size_bytes:
-        raise FormatError(
-            f"{origin} is truncated", got=f"{len(data)} bytes", expected=f"{expected.size_bytes}", remedy=remedy
-        )
+def decode_head(data: bytes | memoryview, header: Header) -> Shard:
+    """The tensors before the records, from the file or its head."""
+    tensors = {name: _tensor(data, entry) for name, entry in header.tensors.items() if name != RECORDS}
+    return Shard(header.metadata, tensors)
+
+
+def check_bytes(data: bytes | memoryview, size_bytes: int, sha256: str, origin: str) -> None:
+    """Compare a shard, or a part of one, with what is known of it.
+
+    Raises:
+        FormatError: it has another length or another digest.
+    """
+    if len(data) != size_bytes:
+        raise _truncated(origin, len(data), size_bytes)
     digest = hashlib.sha256(data).hexdigest()
-    if digest != expected.sha256:
-        raise FormatError(
-            f"{origin} is damaged", got=f"sha256 {digest[:12]}", expected=expected.sha256[:12], remedy=remedy
-        )
+    if digest != sha256:
+        raise FormatError(f"{origin} is damaged", got=f"sha256 {digest[:12]}", expected=sha256[:12], remedy=_REMEDY)
+
+
+def _truncated(origin: str, size_bytes: int, expected_bytes: int) -> FormatError:
+    return FormatError(
+        f"{origin} is truncated", got=f"{size_bytes} bytes", expected=f"{expected_bytes}", remedy=_REMEDY
+    )
+
+
+def _tensor(data: bytes | memoryview, entry: TensorEntry) -> Tensor:
+    dtype = _DTYPES[entry.dtype]
+    if entry.start == entry.end:
+        return torch.empty(entry.shape, dtype=dtype)
+    # A copy: torch wants memory that it may write to, and the file's bytes need not be aligned.
+    return torch.frombuffer(bytearray(data[entry.start : entry.end]), dtype=dtype).reshape(entry.shape)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from draftline.cache.reader import CachedSample
+from draftline.cache.sample import CachedSample
 
 
 class SampleSource(Protocol):

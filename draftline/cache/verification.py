@@ -21,8 +21,9 @@ from draftline.cache.catalogue import (
     read_cache,
     read_entries,
 )
+from draftline.cache.container import FORMAT_VERSION, FORMAT_VERSIONS
 from draftline.cache.header import ShardHeader, header_size, parse_header
-from draftline.cache.manifest import COUNTS_FILE, FORMAT_VERSION, Manifest, ShardInfo
+from draftline.cache.manifest import COUNTS_FILE, Manifest, ShardInfo
 from draftline.errors import FormatError, ObjectNotFound
 from draftline.storage.base import ObjectStore
 
@@ -226,8 +227,9 @@ def _judge(check: Check, first: bytes, size_bytes: int, digest: str) -> Finding 
     else:
         if header is None:
             return _finding(check, "foreign", "an intact file that is no Draftline shard")
-        if header.version > FORMAT_VERSION:
-            return _finding(check, "newer", f"shard format {header.version}; expected up to {FORMAT_VERSION}")
+        known = FORMAT_VERSIONS.get(header.kind, FORMAT_VERSION)
+        if header.version > known:
+            return _finding(check, "newer", f"shard format {header.version}; expected up to {known}")
         if stranger := _stranger(check, header):
             return _finding(check, "foreign", stranger)
     if is_other_size:

@@ -1,91 +1,127 @@
 """Run the frozen target over one token shard and encode what the draft learns from.
 
 A pure function of the shard: the same bytes whoever runs it and however often
-it was interrupted. Samples that begin alike (a desk's fixed system prompt)
-share the computation of the beginning.
+it was interrupted. Samples are computed in lexicographic order, so that every
+distinct beginning (a desk's fixed system prompt, a prompt with several
+answers) is computed once; and what was computed once is stored once.
+
+Dimension letters: T tokens of a sample, N those of them not computed before,
+L taps, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from draftline.cache.shards import CODEC_DTYPES, Shard, encode_shard
-from draftline.engine.slots import common_prefix
+from draftline.cache.hidden import (
+    SegmentRows,
+    as_stored,
+    encode_hidden_states,
+    law_positions,
+    segment_laws,
+    split_samples,
+)
+from draftline.cache.prefixes import PrefixPlan, plan_prefixes, shared_needs
+from draftline.cache.shards import Shard
 from draftline.target.batch import Chunk, build_batch
-from draftline.target.kv_cache import SlotKVCache
-from draftline.target.lean import LeanModel, TargetOutput
 from draftline.target.load import Target
 
+_VOCAB_SLICE = 16384
 
-def capture_shard(target: Target, tokens: Shard, tap_ids: Sequence[int], codec: str) -> bytes:
+
+@torch.inference_mode()
+def capture_shard(target: Target, tokens: Shard, tap_ids: Sequence[int], codec: str, *, dedupe: bool = True) -> bytes:
     """Hidden-state shard bytes for a token shard.
 
     Args:
         target: The frozen target.
         tokens: Decoded token shard.
         tap_ids: Layers to keep, ascending.
-        codec: Storage dtype, see :data:`draftline.cache.shards.CODEC_DTYPES`.
+        codec: How they are stored, see :data:`draftline.cache.codecs.CODECS`.
+        dedupe: Store beginnings that samples share once.
+
+    Returns:
+        The shard. The normalisers in it are those of the last hidden states as
+        stored: then the law that a reader makes of both sums to one.
+
+    Raises:
+        TargetError: the target's numbers are not finite; names the sample.
     """
-    dtype = CODEC_DTYPES[codec]
-    cu = tokens.tensors["cu_seqlens"]
-    longest = int((cu[1:] - cu[:-1]).max())
-    cache = target.model.new_cache(1, longest)
-    taps, hidden, normalisers = [], [], []
-    previous: tuple[list[int], TargetOutput, Tensor] | None = None
-    for index in range(len(tokens.ids)):
-        start, end = tokens.bounds(index)
-        ids = tokens.tensors["input_ids"][start:end].tolist()
-        output, normaliser = _forward(target.model, cache, ids, tap_ids, previous)
-        previous = (ids, output, normaliser)
-        taps.append(output.taps_NLD.to(dtype))
-        hidden.append(output.hidden_ND.to(dtype))
-        normalisers.append(normaliser)
-    return encode_shard(
-        {
-            "input_ids": tokens.tensors["input_ids"],
-            "loss_mask": tokens.tensors["loss_mask"],
-            "cu_seqlens": cu,
-            "taps": torch.cat(taps),
-            "last_hidden": torch.cat(hidden),
-            "log_normaliser": torch.cat(normalisers),
-        },
-        {
-            "kind": "hidden-states",
-            "ids": list(tokens.ids),
-            "target": target.fingerprint,
-            "tap_ids": list(tap_ids),
-            "codec": codec,
-        },
-    )
+    ids, masks = split_samples(tokens)
+    plan = plan_prefixes(ids, dedupe=dedupe)
+    laws = segment_laws(plan, masks)
+    owned: dict[int, list[int]] = {}
+    for number, segment in enumerate(plan.segments):
+        owned.setdefault(segment.sample, []).append(number)
+    rows: list[SegmentRows | None] = [None] * len(plan.segments)
+    for sample, states in _captured(target, codec, ids, masks, plan, tap_ids):
+        for number in owned.get(sample, ()):
+            start, end = plan.segments[number].start, plan.segments[number].end
+            law = torch.from_numpy(laws[number]).to(states.taps_TLD.device)
+            # Copies: a view would keep the whole sample, shared beginning included, in memory.
+            rows[number] = SegmentRows(
+                states.taps_TLD[start:end].clone(),
+                states.hidden_TD[start:end][law],
+                states.normaliser_T[start:end][law],
+            )
+    return encode_hidden_states(tokens, plan, [part for part in rows if part is not None], tap_ids, codec)
 
 
-def _forward(
-    model: LeanModel,
-    cache: SlotKVCache,
-    ids: list[int],
+@dataclass(frozen=True)
+class _States:
+    """What the target says of a whole sample; normalisers only where somebody needs them, else 0."""
+
+    hidden_TD: Tensor
+    taps_TLD: Tensor
+    normaliser_T: Tensor
+
+    def upto(self, end: int) -> _States:
+        return _States(self.hidden_TD[:end], self.taps_TLD[:end], self.normaliser_T[:end])
+
+    def followed_by(self, other: _States) -> _States:
+        return _States(
+            torch.cat([self.hidden_TD, other.hidden_TD]),
+            torch.cat([self.taps_TLD, other.taps_TLD]),
+            torch.cat([self.normaliser_T, other.normaliser_T]),
+        )
+
+
+def _captured(
+    target: Target,
+    codec: str,
+    ids: Sequence[NDArray[np.int32]],
+    masks: Sequence[NDArray[np.bool_]],
+    plan: PrefixPlan,
     tap_ids: Sequence[int],
-    previous: tuple[list[int], TargetOutput, Tensor] | None,
-) -> tuple[TargetOutput, Tensor]:
-    """Outputs and log-normalisers of a whole sample; slot 0 still holds the one before."""
-    shared = 0
-    if previous is not None:
-        shared = min(common_prefix(previous[0], ids), len(ids) - 1)
-    batch = build_batch([Chunk(0, shared, ids[shared:])], cache.num_positions, model.dtype, model.device)
-    output = model.forward(batch, cache, tap_ids)
-    normaliser = _log_normaliser(model, output.hidden_ND)
-    if previous is None or shared == 0:
-        return output, normaliser
-    _, before, before_normaliser = previous
-    whole = TargetOutput(
-        torch.cat([before.hidden_ND[:shared], output.hidden_ND]),
-        torch.cat([before.taps_NLD[:shared], output.taps_NLD]),
-    )
-    return whole, torch.cat([before_normaliser[:shared], normaliser])
+) -> Iterator[tuple[int, _States]]:
+    """Every sample with its states, in the plan's order; slot 0 always holds the sample before."""
+    model = target.model
+    needs = shared_needs(plan, [law_positions(mask) for mask in masks])
+    cache = model.new_cache(1, max(len(sample) for sample in ids))
+    states: _States | None = None
+    for sample, shared, needed in zip(plan.order, plan.shared, needs, strict=True):
+        known = None if states is None else states.upto(shared)
+        if known is None or shared < len(ids[sample]):
+            chunk = Chunk(0, shared, ids[sample][shared:].tolist())
+            output = model.forward(build_batch([chunk], cache.num_positions, model.dtype, model.device), cache, tap_ids)
+            at = torch.from_numpy(np.flatnonzero(needed[shared:])).to(model.device)
+            normaliser_N = torch.zeros(len(output.hidden_ND), device=model.device)
+            normaliser_N[at] = _log_normaliser(target.lm_head_VD, as_stored(output.hidden_ND[at], codec))
+            new = _States(output.hidden_ND, output.taps_NLD, normaliser_N)
+            known = new if known is None else known.followed_by(new)
+        states = known
+        yield sample, states
 
 
-def _log_normaliser(model: LeanModel, hidden_ND: Tensor, rows: int = 256) -> Tensor:
-    parts = [model.logits(part).float().logsumexp(-1) for part in torch.split(hidden_ND, rows)]
-    return torch.cat(parts)
+def _log_normaliser(head_VD: Tensor, hidden_ND: Tensor) -> Tensor:
+    """Log-sum-exp of the logits, in fp32 whatever the target's own arithmetic; a slice of the vocabulary at a time."""
+    total_N = hidden_ND.new_full((len(hidden_ND),), float("-inf"))
+    for part in torch.split(head_VD, _VOCAB_SLICE):
+        total_N = torch.logaddexp(total_N, (hidden_ND @ part.float().t()).logsumexp(-1))
+    return total_N

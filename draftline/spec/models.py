@@ -156,12 +156,15 @@ class CacheSpec(Part):
     """The hidden-state cache.
 
     Attributes:
-        codec: Storage of the taps. ``bf16`` is lossless for a bf16 target.
+        codec: How hidden states are stored. ``bf16`` is lossless for a bf16 target, ``fp8`` takes half of its bytes,
+            ``int4`` three tenths or less.
+        dedupe: Store the beginnings that samples of a shard share once.
         workers: Capture actors; does not change a byte of the result.
         threads_per_worker: CPU threads of each.
     """
 
-    codec: Literal["bf16", "fp32"] = "bf16"
+    codec: Literal["bf16", "fp8", "int4", "fp32"] = "bf16"
+    dedupe: bool = True
     workers: PositiveInt = 2
     threads_per_worker: PositiveInt = 1
 

@@ -82,9 +82,17 @@ _STATIONS = (
     Station("tokens", ("tokens", "target"), ("responses",), "draftline.tokens.station:run", version=2),
     Station(
         "hidden-states",
-        ("target", "cache.codec", "cache.threads_per_worker", "draft.target_layer_ids", "draft.num_taps"),
+        (
+            "target",
+            "cache.codec",
+            "cache.dedupe",
+            "cache.threads_per_worker",
+            "draft.target_layer_ids",
+            "draft.num_taps",
+        ),
         ("tokens",),
         "ray_jobs.capture:run",
+        version=2,
         on_ray=True,
     ),
     Station(

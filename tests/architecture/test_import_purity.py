@@ -14,7 +14,10 @@ from tests.architecture.modules import HEAVY, heavy_after_importing, modules_of
 FRAMEWORKS = {"ray", "kfp", "mlflow", "kubernetes", "vllm", "fastapi"}
 
 TENSOR_MODULES = {
+    "draftline.cache.codecs",
+    "draftline.cache.hidden",
     "draftline.cache.reader",
+    "draftline.cache.sample",
     "draftline.cache.shards",
     "draftline.cache.source",
     "draftline.calibration.profile",

@@ -1,19 +1,18 @@
-"""The shard format: exact bytes, exact refusals, and who reads what at every place of the stream."""
+"""The shard format: exact bytes, exact refusals."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save as save_safetensors
 
-from draftline.cache.reader import CacheReader, sample_order
+from draftline.cache.container import FORMAT_VERSION, read_header
 from draftline.cache.shards import Manifest, ShardInfo, decode_shard, encode_shard, shard_name
-from draftline.errors import FormatError, InputError, ObjectNotFound
-from draftline.storage.local import LocalStore
+from draftline.errors import FormatError
+from tests.cache.made import make_shard, numbered_samples
 
 TENSORS = {
     "input_ids": torch.tensor([5, 6, 7], dtype=torch.int32),
@@ -91,6 +90,29 @@ def test_newer_files_are_refused() -> None:
         decode_shard(newer, origin="x")
 
 
+def test_an_entry_knows_the_head_of_hidden_states_and_nothing_of_the_kind_for_tokens() -> None:
+    data = make_shard(numbered_samples(3))
+    info = ShardInfo.of("x", "train", 3, 48, data)
+    header = read_header(data, origin="x")
+    assert info.head_bytes == header.head_bytes == header.tensors["records"].start
+    assert info.head_sha256 == hashlib.sha256(data[: info.head_bytes]).hexdigest()
+    assert info.num_rows == header.metadata["num_rows"]
+    assert ShardInfo(**info.to_json()) == info
+    tokens = ShardInfo.of("x", "train", 2, 3, encode_shard(TENSORS, METADATA))
+    assert set(tokens.to_json()) == {"name", "split", "num_samples", "num_tokens", "size_bytes", "sha256"}
+    assert ShardInfo(**tokens.to_json()) == tokens
+
+
+def test_a_file_longer_than_its_header_says_is_refused() -> None:
+    with pytest.raises(FormatError, match="x is truncated"):
+        decode_shard(encode_shard(TENSORS, METADATA) + b"\0", origin="x")
+
+
+def test_manifests_have_the_version_of_their_kind() -> None:
+    assert MANIFEST.format == MANIFEST.to_json()["format"] == FORMAT_VERSION
+    assert Manifest("tokens", "f", ()).format == 1
+
+
 MANIFEST = Manifest(
     "hidden-states",
     "f",
@@ -112,7 +134,8 @@ def test_manifest_round_trip_and_splits() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "does not fit"),
+        ({"format": 1}, "does not fit"),
+        ({"format": 3}, "does not fit"),
         ({"kind": "tokens"}, "does not fit"),
         ({"shards": None}, "damaged"),
         ({"shards": [{"name": "x"}]}, "damaged"),
@@ -129,113 +152,3 @@ def test_foreign_and_damaged_manifests_are_refused(changes: dict[str, object], m
 def test_shard_names_sort_as_their_numbers() -> None:
     names = [shard_name("train", number) for number in (0, 2, 10, 99999)]
     assert names == sorted(names) and names[1] == "train-00002.safetensors"
-
-
-SIZES = [(3, 1, 4, 1, 5), (1,), (2, 2), tuple(range(1, 9))]
-
-
-@pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("window", [1, 2, 16])
-def test_an_epoch_holds_every_sample_once(sizes: tuple[int, ...], window: int) -> None:
-    everything = {(shard, i) for shard, size in enumerate(sizes) for i in range(size)}
-    for epoch in range(4):
-        order = sample_order(sizes, epoch, 7, window)
-        assert Counter(order) == Counter(everything)
-        assert order == sample_order(sizes, epoch, 7, window)
-    if sum(sizes) > 6:
-        assert sample_order(sizes, 0, 7, window) != sample_order(sizes, 1, 7, window)
-        assert sample_order(sizes, 0, 7, window) != sample_order(sizes, 0, 8, window)
-
-
-def test_a_window_bounds_the_shards_that_are_mixed() -> None:
-    order = sample_order([3] * 6, 0, 0, 2)
-    for start in range(0, 18, 6):
-        assert len({shard for shard, _ in order[start : start + 6]}) == 2
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> LocalStore:
-    made = LocalStore(tmp_path)
-    made.create()
-    return made
-
-
-def fill(store: LocalStore, sizes: tuple[int, ...]) -> Manifest:
-    infos = []
-    for number, size in enumerate(sizes):
-        lengths = torch.arange(1, size + 1)
-        total = int(lengths.sum())
-        data = encode_shard(
-            {
-                "input_ids": torch.arange(total, dtype=torch.int32) + 100 * number,
-                "loss_mask": torch.ones(total, dtype=torch.uint8),
-                "cu_seqlens": torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]),
-                "taps": torch.zeros(total, 1, 2),
-                "last_hidden": torch.zeros(total, 2),
-                "log_normaliser": torch.zeros(total),
-            },
-            {"kind": "hidden-states", "ids": [f"{number}-{i}" for i in range(size)], "target": "t"},
-        )
-        store.put(f"cache/{shard_name('train', number)}", data)
-        infos.append(ShardInfo.of(shard_name("train", number), "train", size, total, data))
-    return Manifest("hidden-states", "t", tuple(infos), "fp32", (0,), 2)
-
-
-class Counting:
-    """A store that counts reads."""
-
-    def __init__(self, store: LocalStore) -> None:
-        self._store = store
-        self.reads: Counter[str] = Counter()
-
-    def get(self, key: str) -> bytes:
-        """See ObjectStore."""
-        self.reads[key] += 1
-        return self._store.get(key)
-
-
-@pytest.mark.parametrize("window", [1, 2, 16])
-def test_reading_may_start_at_any_place(store: LocalStore, window: int) -> None:
-    manifest = fill(store, (3, 1, 4))
-    reader = CacheReader(store, "cache", manifest, "train", 5, window)
-    stream = [reader.at(place).sample_id for place in range(24)]
-    for epoch in range(3):
-        assert sorted(stream[8 * epoch : 8 * epoch + 8]) == sorted({*stream[:8]})
-    for place in range(24):
-        fresh = CacheReader(store, "cache", manifest, "train", 5, window)
-        assert [fresh.at(p).sample_id for p in range(place, 24)] == stream[place:]
-
-
-@pytest.mark.parametrize("window", [1, 2])
-def test_a_shard_is_opened_once_an_epoch(store: LocalStore, window: int) -> None:
-    manifest = fill(store, (3, 1, 4, 2))
-    counting = Counting(store)
-    reader = CacheReader(counting, "cache", manifest, "train", 5, window)  # type: ignore[arg-type]
-    for place in range(10):
-        reader.at(place)
-    assert set(counting.reads.values()) == {1} and len(counting.reads) == 4
-
-
-def test_samples_are_their_byte_ranges(store: LocalStore) -> None:
-    reader = CacheReader(store, "cache", fill(store, (3, 2)), "train", 0)
-    sample = reader.sample(1, 1)
-    assert (sample.sample_id, sample.input_ids_T.tolist()) == ("1-1", [101, 102])
-    assert sample.input_ids_T.dtype == torch.int64 and sample.loss_mask_T.dtype == torch.bool
-
-
-def test_damage_in_the_store_is_noticed_when_read(store: LocalStore) -> None:
-    manifest = fill(store, (2,))
-    name = f"cache/{manifest.shards[0].name}"
-    data = bytearray(store.get(name))
-    data[-1] ^= 1
-    store.put(name, bytes(data))
-    with pytest.raises(FormatError, match="only this shard is computed anew"):
-        CacheReader(store, "cache", manifest, "train", 0).at(0)
-    store.delete(name)
-    with pytest.raises(ObjectNotFound):
-        CacheReader(store, "cache", manifest, "train", 0).at(0)
-
-
-def test_an_empty_split_is_an_input_error(store: LocalStore) -> None:
-    with pytest.raises(InputError, match="'validation'"):
-        CacheReader(store, "cache", fill(store, (1,)), "validation", 0)

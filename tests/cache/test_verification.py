@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tracemalloc
 import uuid
@@ -196,7 +197,8 @@ def test_a_large_shard_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(verification, "CHUNK_BYTES", 1 << 16)
     data = SAFETENSORS_OF_OTHERS + bytes(64 << 20)
     store.put("shard", data)
-    check = Check(KEY, "shard", ShardInfo.of("shard", "train", 1, 1, data), len(data), None)
+    info = ShardInfo("shard", "train", 1, 1, len(data), hashlib.sha256(data).hexdigest())
+    check = Check(KEY, "shard", info, len(data), None)
     del data
     pieces: list[int] = []
     tracemalloc.start()

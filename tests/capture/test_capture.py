@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from draftline.cache.codecs import CODECS
+from draftline.cache.hidden import decode_samples, law_positions
 from draftline.cache.shards import Shard, decode_shard
 from draftline.capture.capture import capture_shard
+from draftline.errors import TargetError
 from draftline.spec import TargetSpec
 from draftline.target.load import Target, load_target
 from tests.counted_forward import count_rows
@@ -40,31 +44,35 @@ def test_features_are_the_hidden_states_of_transformers(
     loaded_target: Target, tiny_target: Path, samples: list[Conversation], tokens: Shard
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_target).eval()
-    shard = decode_shard(capture_shard(loaded_target, tokens, (-1, 0, 2), "fp32"), origin="captured")
+    data = capture_shard(loaded_target, tokens, (-1, 0, 2), "fp32")
+    shard = decode_shard(data, origin="captured")
     assert shard.metadata == {
-        "version": 1,
+        "version": 2,
         "kind": "hidden-states",
         "ids": [name for name, _, _ in samples],
         "target": loaded_target.fingerprint,
         "tap_ids": [-1, 0, 2],
         "codec": "fp32",
+        "hidden_size": loaded_target.config.hidden_size,
+        "num_rows": int(shard.tensors["cu_rows"][-1]),
     }
     for name in ("input_ids", "loss_mask", "cu_seqlens"):
         assert torch.equal(shard.tensors[name], tokens.tensors[name])
     close = {"atol": 3e-4, "rtol": 1e-4}
-    for index, (_, ids, _) in enumerate(samples):
-        start, end = shard.bounds(index)
+    for (_, ids, mask), found in zip(samples, decode_samples(data, origin="captured"), strict=True):
         with torch.no_grad():
             output = model(torch.tensor([ids]), output_hidden_states=True)
         states = output.hidden_states
         for place, layer in enumerate((-1, 0, 2)):
-            torch.testing.assert_close(shard.tensors["taps"][start:end, place], states[layer + 1][0], **close)
+            torch.testing.assert_close(found.taps_TLD[:, place], states[layer + 1][0], **close)
+        law = torch.from_numpy(law_positions(np.array(mask, dtype=bool)))
         # The last entry of transformers' hidden states is after the final norm, and so is ours.
-        torch.testing.assert_close(shard.tensors["last_hidden"][start:end], states[-1][0], **close)
-        torch.testing.assert_close(shard.tensors["log_normaliser"][start:end], output.logits[0].logsumexp(-1), **close)
+        torch.testing.assert_close(found.last_hidden_TD[law], states[-1][0][law], **close)
+        torch.testing.assert_close(found.log_normaliser_T[law], output.logits[0].logsumexp(-1)[law], **close)
+        assert not found.last_hidden_TD[~law].any() and not found.log_normaliser_T[~law].any()
 
 
-@pytest.mark.parametrize("codec", ["bf16", "fp32"])
+@pytest.mark.parametrize("codec", CODECS)
 def test_capture_repeats_to_the_byte(tiny_target: Path, tokens: Shard, codec: str) -> None:
     """Even by a target that has captured longer things before."""
     fresh, used = (load_target(TargetSpec(source=str(tiny_target)), dtype="fp32") for _ in range(2))
@@ -75,19 +83,48 @@ def test_capture_repeats_to_the_byte(tiny_target: Path, tokens: Shard, codec: st
 
 
 def test_the_codec_rounds_and_nothing_else(loaded_target: Target, tokens: Shard) -> None:
-    exact = decode_shard(capture_shard(loaded_target, tokens, (0, 1), "fp32"), origin="x").tensors
-    small = decode_shard(capture_shard(loaded_target, tokens, (0, 1), "bf16"), origin="x").tensors
-    for name in ("taps", "last_hidden"):
-        assert small[name].dtype == torch.bfloat16
-        assert torch.equal(small[name], exact[name].bfloat16())
-    assert torch.equal(small["log_normaliser"], exact["log_normaliser"])
-    assert small["log_normaliser"].dtype == torch.float32
+    exact = decode_samples(capture_shard(loaded_target, tokens, (0, 1), "fp32"), origin="x")
+    small = decode_samples(capture_shard(loaded_target, tokens, (0, 1), "bf16"), origin="x")
+    for a, b in zip(exact, small, strict=True):
+        assert torch.equal(b.taps_TLD, a.taps_TLD.bfloat16())
+        assert torch.equal(b.last_hidden_TD, a.last_hidden_TD.bfloat16())
 
 
-def test_shared_beginnings_are_not_computed_again(
+@pytest.mark.parametrize("codec", CODECS)
+def test_stored_laws_sum_to_one(loaded_target: Target, tokens: Shard, codec: str) -> None:
+    """However coarsely the hidden state is stored: its normaliser is its own."""
+    head = loaded_target.lm_head_VD.float()
+    for sample in decode_samples(capture_shard(loaded_target, tokens, (0,), codec), origin="x"):
+        law = sample.last_hidden_TD.any(-1)
+        logits = sample.last_hidden_TD[law].float() @ head.t()
+        mass = (logits - sample.log_normaliser_T[law, None]).exp().sum(-1)
+        torch.testing.assert_close(mass, torch.ones_like(mass), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("codec", ["bf16", "int4"])
+def test_sharing_changes_the_size_and_no_sample(loaded_target: Target, tokens: Shard, codec: str) -> None:
+    shared, apart = (capture_shard(loaded_target, tokens, (0, 1), codec, dedupe=d) for d in (True, False))
+    assert len(shared) < len(apart)
+    for a, b in zip(decode_samples(shared, origin="x"), decode_samples(apart, origin="x"), strict=True):
+        assert torch.equal(a.last_hidden_TD, b.last_hidden_TD)
+        assert torch.equal(a.log_normaliser_T, b.log_normaliser_T)
+        if codec == "bf16":
+            # The scales of int4's channels are medians over what is stored.
+            assert torch.equal(a.taps_TLD, b.taps_TLD)
+
+
+def test_numbers_that_cannot_be_stored_name_the_sample(tiny_target: Path, tokens: Shard) -> None:
+    target = load_target(TargetSpec(source=str(tiny_target)), dtype="fp32")
+    single = int(tokens.tensors["input_ids"][-1])
+    target.weights["model.embed_tokens.weight"][single] = float("nan")
+    with pytest.raises(TargetError, match=r"sample '.*' cannot be stored"):
+        capture_shard(target, tokens, (-1,), "bf16")
+
+
+def test_beginnings_are_computed_once(
     loaded_target: Target, samples: list[Conversation], tokens: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     processed = count_rows(loaded_target, monkeypatch)
     capture_shard(loaded_target, tokens, (0,), "fp32")
-    assert processed[2:5] == [1, 1, 1], "a repetition and beginnings need their last token only"
-    assert processed[0] == len(samples[0][1]) and processed[1] < len(samples[1][1])
+    distinct = {tuple(ids[:end]) for _, ids, _ in samples for end in range(1, len(ids) + 1)}
+    assert sum(processed) == len(distinct) < sum(len(ids) for _, ids, _ in samples)

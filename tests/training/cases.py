@@ -83,9 +83,9 @@ def make_inputs(
     folder: Path,
     splits: dict[str, list[list[Conversation]]],
     spec: RunSpec = SPEC,
-    damage: Callable[[str, dict[str, torch.Tensor]], None] = lambda name, tensors: None,
+    damage: Callable[[str, bytes], bytes] = lambda name, data: data,
 ) -> TrainingInputs:
-    """Capture shards into a store; ``damage`` may change their tensors first."""
+    """Capture shards into a store; ``damage`` may change their bytes first."""
     store = LocalStore(folder)
     store.create()
     taps = resolve_taps(spec.draft.target_layer_ids, spec.draft.num_taps, LAYERS)
@@ -94,13 +94,10 @@ def make_inputs(
     for split, shards in splits.items():
         for number, samples in enumerate(shards):
             tokens = decode_shard(token_shard(samples, target.fingerprint), origin="tokens")
-            shard = decode_shard(capture_shard(target, tokens, taps, spec.cache.codec), origin="captured")
-            tensors = dict(shard.tensors)
             name = shard_name(split, number)
-            damage(name, tensors)
-            data = encode_shard(tensors, {k: v for k, v in shard.metadata.items() if k != "version"})
+            data = damage(name, capture_shard(target, tokens, taps, spec.cache.codec))
             store.put(f"cache/{name}", data)
-            infos.append(ShardInfo.of(name, split, len(samples), len(tensors["input_ids"]), data))
+            infos.append(ShardInfo.of(name, split, len(samples), len(tokens.tensors["input_ids"]), data))
             for _, ids, mask in samples:
                 for token, produced in zip(ids, mask, strict=True):
                     counts[token] = counts.get(token, 0) + produced
