@@ -112,16 +112,20 @@ def _captured(
             output = model.forward(build_batch([chunk], cache.num_positions, model.dtype, model.device), cache, tap_ids)
             at = torch.from_numpy(np.flatnonzero(needed[shared:])).to(model.device)
             normaliser_N = torch.zeros(len(output.hidden_ND), device=model.device)
-            normaliser_N[at] = _log_normaliser(target.lm_head_VD, as_stored(output.hidden_ND[at], codec))
+            normaliser_N[at] = _log_normaliser(target, as_stored(output.hidden_ND[at], codec))
             new = _States(output.hidden_ND, output.taps_NLD, normaliser_N)
             known = new if known is None else known.followed_by(new)
         states = known
         yield sample, states
 
 
-def _log_normaliser(head_VD: Tensor, hidden_ND: Tensor) -> Tensor:
+def _log_normaliser(target: Target, hidden_ND: Tensor) -> Tensor:
     """Log-sum-exp of the logits, in fp32 whatever the target's own arithmetic; a slice of the vocabulary at a time."""
+    cap = target.config.logit_softcap
     total_N = hidden_ND.new_full((len(hidden_ND),), float("-inf"))
-    for part in torch.split(head_VD, _VOCAB_SLICE):
-        total_N = torch.logaddexp(total_N, (hidden_ND @ part.float().t()).logsumexp(-1))
+    for part in torch.split(target.lm_head_VD, _VOCAB_SLICE):
+        logits = hidden_ND @ part.float().t()
+        if cap is not None:
+            logits = (logits / cap).tanh() * cap
+        total_N = torch.logaddexp(total_N, logits.logsumexp(-1))
     return total_N

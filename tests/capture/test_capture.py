@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,15 @@ def test_stored_laws_sum_to_one(loaded_target: Target, tokens: Shard, codec: str
         logits = sample.last_hidden_TD[law].float() @ head.t()
         mass = (logits - sample.log_normaliser_T[law, None]).exp().sum(-1)
         torch.testing.assert_close(mass, torch.ones_like(mass), atol=1e-5, rtol=0)
+
+
+def test_normalisers_know_the_cap_of_the_logits(tiny_target: Path, tokens: Shard) -> None:
+    target = load_target(TargetSpec(source=str(tiny_target)), dtype="fp32")
+    target.config = replace(target.config, logit_softcap=2.0)
+    for sample in decode_samples(capture_shard(target, tokens, (0,), "fp32"), origin="x"):
+        law = sample.last_hidden_TD.any(-1)
+        expected = target.model.logits(sample.last_hidden_TD[law]).logsumexp(-1)
+        torch.testing.assert_close(sample.log_normaliser_T[law], expected)
 
 
 @pytest.mark.parametrize("codec", ["bf16", "int4"])
