@@ -24,6 +24,7 @@ class DraftFacts:
         vocab_size: Rows of the draft's vocabulary.
         markov_rank: 0 for none.
         anchors_per_sample: Blocks drawn from a sample each time it is seen.
+        ttt_length: Steps that Eagle3 is trained ahead at *every* position; 0 for block drafts.
     """
 
     num_layers: int
@@ -32,6 +33,7 @@ class DraftFacts:
     vocab_size: int
     markov_rank: int
     anchors_per_sample: int
+    ttt_length: int = 0
 
 
 def target_forward(target: TargetFacts, tokens: float, sample_tokens: float, *, with_head: bool) -> float:
@@ -57,18 +59,22 @@ def target_forward(target: TargetFacts, tokens: float, sample_tokens: float, *, 
 def training_step(target: TargetFacts, draft: DraftFacts, sample_tokens: float) -> float:
     """Operations of one sample in one optimiser step: forward, backward, and the target's own logits.
 
-    The draft's layers have the shape of the target's (Qwen3's: its global ones).
-    The frozen LM head is multiplied three times: the draft's logits, the
+    The draft's layers have the shape of the target's layers with full attention.
+    Eagle3 has no blocks: each of its steps runs over the whole sample, and its
+    layer reads twice the width. The frozen LM head is multiplied three times: the draft's logits, the
     target's logits, and the gradient back through the head.
     """
     hidden, kind = target.hidden_size, target.attention[-1]
-    slots = draft.anchors_per_sample * draft.block_size
-    keys_values = (2 if kind.has_values else 1) * hidden * kind.num_kv_heads * kind.head_dim
-    slot_weights = draft.num_layers * (
-        2 * hidden * target.num_heads * kind.head_dim + keys_values + 3 * hidden * target.intermediate_size
-    )
-    context_weights = draft.num_taps * hidden * hidden + draft.num_layers * keys_values
-    attention = 4 * draft.num_layers * target.num_heads * kind.head_dim * (sample_tokens / 2 + draft.block_size)
+    is_eagle3 = draft.ttt_length > 0
+    slots = draft.ttt_length * sample_tokens if is_eagle3 else draft.anchors_per_sample * draft.block_size
+    width = 2 * hidden if is_eagle3 else hidden
+    keys_values = (2 if kind.has_values else 1) * width * kind.num_kv_heads * kind.head_dim
+    queries_and_output = (width + hidden) * target.num_heads * kind.head_dim
+    slot_weights = draft.num_layers * (queries_and_output + keys_values + 3 * hidden * target.intermediate_size)
+    # A block draft makes keys and values of the context too; Eagle3's context is its own slots.
+    context_weights = draft.num_taps * hidden * hidden + (0 if is_eagle3 else draft.num_layers * keys_values)
+    own = draft.ttt_length if is_eagle3 else draft.block_size
+    attention = 4 * draft.num_layers * target.num_heads * kind.head_dim * (sample_tokens / 2 + own)
     trained = 2 * (slots * slot_weights + sample_tokens * context_weights) + slots * attention
     head = 3 * 2 * slots * draft.vocab_size * hidden
     markov = 3 * 2 * slots * draft.vocab_size * draft.markov_rank

@@ -245,6 +245,7 @@ def _work_lines(
         markov_rank=spec.draft.markov_rank,
         # A sample has no more anchors than tokens.
         anchors_per_sample=min(spec.train.anchors_per_sample, int(length)),
+        ttt_length=spec.draft.ttt_length if spec.draft.algorithm == "eagle3" else 0,
     )
     passes = epochs * corpus.num_samples
     steps = (

@@ -77,6 +77,16 @@ def test_training_operations_are_those_of_its_matrices() -> None:
     assert training_step(TINY, draft, 100) == 3 * forward + 3 * 2 * slots * 8 * 4 + 3 * 2 * slots * 8 * 2
 
 
+def test_eagle3s_operations_are_those_of_its_matrices() -> None:
+    draft = DraftFacts(
+        num_layers=1, num_taps=2, block_size=5, vocab_size=8, markov_rank=0, anchors_per_sample=7, ttt_length=3
+    )
+    # Three steps of one layer over all positions: q, k and v read 2 x 4.
+    a_layer = 8 * 4 + 4 * 4 + 2 * 8 * 2 + 3 * 24
+    forward = 2 * 300 * a_layer + 2 * 100 * (2 * 16) + 4 * 4 * (50 + 3) * 300
+    assert training_step(TINY, draft, 100) == 3 * forward + 3 * 2 * 300 * 8 * 4
+
+
 def test_hours_and_money_follow_from_operations() -> None:
     spec = derive(RunSpec(), {"train.steps": 100, "train.samples_per_step": 20})
     made = make_plan(spec, TINY, ASSUMED)

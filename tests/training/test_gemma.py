@@ -11,6 +11,7 @@ import torch
 from draftline.cache.shards import decode_shard
 from draftline.capture.capture import capture_shard
 from draftline.draft.checkpoint import load_folder
+from draftline.draft.loss import DistillationTargets, LossOptions, distillation_loss
 from draftline.spec import TargetSpec, derive
 from draftline.target.load import Target, load_target
 from draftline.training.architecture import draft_config
@@ -53,6 +54,17 @@ def test_the_cache_holds_log_normalisers_of_capped_logits(gemma: Target) -> None
     torch.testing.assert_close(shard.tensors["log_normaliser"], expected, atol=1e-4, rtol=1e-4)
     if cap is not None:
         assert not torch.allclose(raw.logsumexp(-1), expected, atol=0.1)
+
+
+def test_a_draft_that_thinks_as_the_target_is_always_accepted(gemma: Target) -> None:
+    """Log-normalisers from the cache, the head and the cap belong together: one of them forgotten, and mass is lost."""
+    tokens = decode_shard(token_shard(conversations(gemma, 2), gemma.fingerprint), origin="tokens")
+    shard = decode_shard(capture_shard(gemma, tokens, (0, 1), "fp32"), origin="captured")
+    hidden, labels = shard.tensors["last_hidden"], shard.tensors["input_ids"].long()
+    targets = DistillationTargets(hidden, shard.tensors["log_normaliser"], labels, torch.ones(len(hidden)))
+    options = LossOptions(ce=0.0, tv=1.0, softcap=draft_config(SPEC, gemma).logit_softcap)
+    terms = distillation_loss(hidden, None, None, gemma.lm_head_VD, targets, options)
+    torch.testing.assert_close(terms.accept_N, torch.ones(len(hidden)), atol=1e-4, rtol=0)
 
 
 def test_a_trained_draft_is_verified_without_changing_a_token(gemma: Target, tmp_path: Path) -> None:
