@@ -52,6 +52,9 @@ def plan(
     tokens_per_sample: Annotated[
         float, typer.Option(help="Prompt and answer, on average; the default is the reference's.")
     ] = REFERENCE_CORPUS.tokens_per_sample,
+    answer_share: Annotated[
+        float, typer.Option(help="Share of those tokens that the target answers; the default counts all.")
+    ] = REFERENCE_CORPUS.answer_share,
     gpu: Annotated[str, typer.Option(metavar="NAME", help=f"One of {', '.join(PROFILES)}.")] = "h100",
     peak_tflops: Annotated[float | None, typer.Option(help="Of another GPU: dense bf16.")] = None,
     utilisation: Annotated[
@@ -77,7 +80,7 @@ def plan(
     """Count a run's bytes, GPU-hours and money, before anything runs."""
     resolved = _resolve(spec, recipe_name, target, assignments or [])
     assumptions = Assumptions(
-        _corpus(resolved, samples, tokens_per_sample),
+        _corpus(resolved, samples, tokens_per_sample, answer_share),
         _hardware(gpu, peak_tflops, utilisation),
         Prices(gpu_hour_price, storage_price, storage_months),
         Serving(serving_gpus, speedup),
@@ -160,7 +163,8 @@ def _assumptions(made: Plan) -> str:
         f"a GPU-hour costs {prices.gpu_hour:g}, a GB-month {prices.storage_gb_month:g} "
         "(--gpu-hour-price, --storage-price)",
         f"the draft makes a GPU do {serving.speedup:g} times the work (--speedup); whoever measures it can trust it",
-        "every token is counted as answered by the target, and samples as equally long; shard headers are left out",
+        f"the target answers {assumed.corpus.answer_share:.0%} of the tokens (--answer-share), samples are equally long, "
+        "none begin alike; shard headers are left out",
         "calibration, evaluation and idle GPUs are left out",
     )
     return "[dim]Assumed:\n" + "\n".join(f"- {line}" for line in lines) + "[/dim]"
@@ -196,11 +200,11 @@ def _resolve(spec: Path | None, recipe_name: str | None, target: str | None, ass
     return spec_for_target(target, assignments)
 
 
-def _corpus(spec: RunSpec, samples: int | None, tokens_per_sample: float) -> Corpus:
+def _corpus(spec: RunSpec, samples: int | None, tokens_per_sample: float, answer_share: float) -> Corpus:
     if samples is None:
         samples = _count_prompts(spec) or REFERENCE_CORPUS.num_samples
     # Longer samples are cut.
-    return Corpus(samples, min(tokens_per_sample, spec.tokens.max_length))
+    return Corpus(samples, min(tokens_per_sample, spec.tokens.max_length), answer_share)
 
 
 def _count_prompts(spec: RunSpec) -> int | None:

@@ -36,16 +36,17 @@ class DraftFacts:
     ttt_length: int = 0
 
 
-def target_forward(target: TargetFacts, tokens: float, sample_tokens: float, *, with_head: bool) -> float:
+def target_forward(target: TargetFacts, tokens: float, sample_tokens: float, *, head_share: float) -> float:
     """Operations of the target's forward over ``tokens`` tokens in samples of ``sample_tokens``.
 
     Args:
         target: Its shape.
         tokens: How many in all.
         sample_tokens: Causal attention sees half of a sample on average, or a window.
-        with_head: Also the LM head (the cache holds each token's log-normaliser).
+        head_share: Share of the tokens that go through the LM head too (those that
+            were answered: the cache holds their log-normalisers).
     """
-    head = target.vocab_size * target.hidden_size if with_head else 0
+    head = head_share * target.vocab_size * target.hidden_size
     attention = 0.0
     for kind in target.attention:
         seen = sample_tokens / 2

@@ -26,10 +26,12 @@ class Corpus:
     Attributes:
         num_samples: Conversations.
         tokens_per_sample: On average, prompt and answer.
+        answer_share: Share of the tokens that the target answers.
     """
 
     num_samples: int
     tokens_per_sample: float
+    answer_share: float = 1.0
 
     @property
     def num_tokens(self) -> float:
@@ -216,14 +218,12 @@ def _cache_lines(
     codecs: Sequence[str], num_taps: int, hidden_size: int, assumptions: Assumptions
 ) -> tuple[CacheLine, ...]:
     corpus, prices = assumptions.corpus, assumptions.prices
-    sizes = {
-        codec: cache_bytes(codec, corpus.num_samples, corpus.tokens_per_sample, num_taps, hidden_size)
-        for codec in codecs
-    }
+    token_bytes = {codec: bytes_per_token(codec, num_taps, hidden_size, corpus.answer_share) for codec in codecs}
+    sizes = {codec: cache_bytes(codec, corpus.num_samples, corpus.num_tokens, token_bytes[codec]) for codec in codecs}
     return tuple(
         CacheLine(
             codec=codec,
-            token_bytes=bytes_per_token(codec, num_taps, hidden_size),
+            token_bytes=token_bytes[codec],
             total_bytes=size,
             share=size / sizes[REFERENCE],
             cost=size / _GB * prices.storage_gb_month * prices.storage_months,
@@ -247,18 +247,18 @@ def _work_lines(
         anchors_per_sample=min(spec.train.anchors_per_sample, int(length)),
         ttt_length=spec.draft.ttt_length if spec.draft.algorithm == "eagle3" else 0,
     )
-    passes = epochs * corpus.num_samples
+    passes, answered = epochs * corpus.num_samples, corpus.num_tokens * corpus.answer_share
     steps = (
         (
             "responses",
-            target_forward(target, corpus.num_tokens, length, with_head=True),
+            target_forward(target, answered, length, head_share=1.0),
             hardware.decode_utilisation,
-            corpus.num_tokens,
+            answered,
             measured.answer,
         ),
         (
             "hidden-states",
-            target_forward(target, corpus.num_tokens, length, with_head=True),
+            target_forward(target, corpus.num_tokens, length, head_share=corpus.answer_share),
             hardware.capture_utilisation,
             corpus.num_tokens,
             measured.capture,
@@ -297,6 +297,7 @@ def _check(assumptions: Assumptions) -> None:
     positive = {
         "samples": corpus.num_samples,
         "tokens per sample": corpus.tokens_per_sample,
+        "answer share": corpus.answer_share,
         "speedup": serving.speedup,
         "answer tokens/s": measured.answer,
         "capture tokens/s": measured.capture,
@@ -311,6 +312,8 @@ def _check(assumptions: Assumptions) -> None:
     for name, value in positive.items():
         if value is not None and not 0 < value < float("inf"):
             raise SpecError(f"cannot plan with {name}={value:g}", expected="a number above 0")
+    if corpus.answer_share > 1:
+        raise SpecError(f"cannot plan with answer share={corpus.answer_share:g}", expected="a share of at most 1")
     for name, value in at_least_zero.items():
         if not 0 <= value < float("inf"):
             raise SpecError(f"cannot plan with {name}={value:g}", expected="a number of at least 0")

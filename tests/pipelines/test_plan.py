@@ -33,7 +33,7 @@ def test_the_references_layout_comes_out_at_38_tb() -> None:
 def test_json_holds_the_same_plan() -> None:
     made = json.loads(invoke(*ISSUE, "--json")[1])
     assert made["target"] == "Qwen/Qwen3-4B"
-    assert {line["codec"] for line in made["cache"]} >= {"bf16", "reference"}
+    assert [line["codec"] for line in made["cache"]] == ["bf16", "fp8", "int4", "reference"]
     assert made["total_cost"] == pytest.approx(sum(line["cost"] for line in made["work"]) + made["cache_cost"])
     assert made["assumptions"]["corpus"]["num_samples"] == 1_300_000
 
@@ -46,6 +46,8 @@ def test_prices_hardware_and_measurements_are_taken() -> None:
     own = json.loads(invoke(*ISSUE, "--json", "--gpu", "mine", "--peak-tflops", "494.5")[1])
     assert own["gpu_hours"] == pytest.approx(2 * base["gpu_hours"])
     assert own["assumptions"]["hardware"]["name"] == "mine"
+    asked = json.loads(invoke(*ISSUE, "--json", "--answer-share", "0.5")[1])
+    assert asked["work"][0]["gpu_hours"] == pytest.approx(base["work"][0]["gpu_hours"] / 2)
     busy = json.loads(invoke(*ISSUE, "--json", "--utilisation", "0.16,0.8,0.6", "--measured", "0,1000,0")[1])
     assert busy["work"][0]["gpu_hours"] == pytest.approx(base["work"][0]["gpu_hours"] / 2)
     assert busy["work"][1]["gpu_hours"] == pytest.approx(1_300_000 * 950 / 1000 / 3600)

@@ -37,6 +37,7 @@ TINY = TargetFacts(
     tie_embeddings=True,
     attention=(AttentionFacts(2, 1, 2),),
 )
+QWEN = target_facts(TargetSpec(source="Qwen/Qwen3-4B"))
 ASSUMED = Assumptions(Corpus(1000, 100.0), HardwareProfile("gpu", 1.0, 0.5, 0.25, 0.1))
 
 
@@ -49,15 +50,15 @@ def test_the_references_layout_has_the_published_size(name: str, token_bytes: in
     hidden = target_facts(spec.target).hidden_size
     taps = len(spec.draft.target_layer_ids or ())
     assert bytes_per_token(REFERENCE, taps, hidden) == token_bytes
-    assert cache_bytes(REFERENCE, 1, 1.24e9, taps, hidden) / 1e12 == pytest.approx(terabytes, abs=0.06)
+    assert cache_bytes(REFERENCE, 1_300_000, 1.24e9, token_bytes) / 1e12 == pytest.approx(terabytes, abs=0.06)
 
 
 def test_forward_operations_are_those_of_its_matrices() -> None:
     # A layer: q and o 4 x 4, k and v 4 x 2, feed-forward 3 x (4 x 6); the head 10 x 4.
     weights = 2 * (2 * 16 + 2 * 8 + 3 * 24)
     attention = 4 * 2 * (2 * 2) * 50
-    assert target_forward(TINY, 7, 100, with_head=False) == 7 * (2 * weights + attention)
-    assert target_forward(TINY, 7, 100, with_head=True) == 7 * (2 * (weights + 40) + attention)
+    assert target_forward(TINY, 7, 100, head_share=0) == 7 * (2 * weights + attention)
+    assert target_forward(TINY, 7, 100, head_share=1) == 7 * (2 * (weights + 40) + attention)
 
 
 @pytest.mark.parametrize(("length", "window"), [(100, 10), (100, 100), (8, 20)])
@@ -65,7 +66,7 @@ def test_a_window_is_counted_pair_by_pair(length: int, window: int) -> None:
     windowed = replace(TINY, attention=(AttentionFacts(2, 1, 2, window),))
     # With a query's own position counted half, as in a sum over continuous positions.
     pairs = sum(min(position + 0.5, window) for position in range(length))
-    got = target_forward(windowed, length, length, with_head=False) - 2 * length * TINY.num_layer_weights
+    got = target_forward(windowed, length, length, head_share=0) - 2 * length * TINY.num_layer_weights
     assert got == pytest.approx(4 * 2 * 4 * pairs, rel=0.01)
 
 
@@ -96,9 +97,8 @@ def test_hours_and_money_follow_from_operations() -> None:
     assert responses.gpu_hours == pytest.approx(5 * capture.gpu_hours)
     assert draft.gpu_hours == pytest.approx(draft.operations / (1e12 * 0.25 * 3600))
     assert made.total_cost == pytest.approx(made.gpu_hours * 2.5 + made.cache_cost)
-    assert made.cache_cost == pytest.approx(
-        cache_bytes("bf16", 1000, 100.0, made.num_taps, TINY.hidden_size) / 1e9 * 0.023
-    )
+    stored = cache_bytes("bf16", 1000, 1e5, bytes_per_token("bf16", made.num_taps, TINY.hidden_size))
+    assert made.cache_cost == pytest.approx(stored / 1e9 * 0.023)
     # Eight GPUs at 1.5 times the work are worth what 5.33 were.
     assert made.saving_per_day == pytest.approx((8 - 8 / 1.5) * 24 * 2.5)
     assert made.payback_days == pytest.approx(made.total_cost / made.saving_per_day)
@@ -110,6 +110,28 @@ def test_measured_throughput_replaces_the_count() -> None:
     assert capture.gpu_hours == pytest.approx(1000 * 100 / 50 / 3600)
     assert capture.operations == 0 and "measured" in capture.basis
     assert draft.operations > 0
+
+
+def test_only_answers_are_generated_and_only_they_have_a_law() -> None:
+    spec = recipe("qwen3-4b")
+    whole, half = (make_plan(spec, QWEN, replace(ASSUMED, corpus=Corpus(1000, 100.0, s))) for s in (1.0, 0.5))
+    assert half.work[0].gpu_hours == pytest.approx(whole.work[0].gpu_hours / 2)
+    assert half.work[1].gpu_hours < whole.work[1].gpu_hours
+    sizes = {line.codec: line.token_bytes for line in whole.cache}
+    assert {line.codec: sizes[line.codec] - line.token_bytes for line in half.cache} == {
+        "bf16": pytest.approx((2 * 2560 + 4) / 2),
+        # Laws are stored in rotated groups of 64 codes of a byte and a scale of two.
+        "fp8": pytest.approx((2560 + 2 * 40 + 4) / 2),
+        "int4": pytest.approx((2560 + 2 * 40 + 4) / 2),
+        REFERENCE: 0,
+    }
+
+
+def test_codecs_take_half_and_less_than_a_third() -> None:
+    shares = {line.codec: line.share for line in make_plan(recipe("qwen3-4b"), QWEN, ASSUMED).cache}
+    assert shares["bf16"] == pytest.approx(1, abs=0.01)
+    assert shares["fp8"] == pytest.approx(0.5, abs=0.01)
+    assert 0.25 < shares["int4"] < 0.32
 
 
 def test_a_draft_that_saves_nothing_never_pays() -> None:
@@ -134,6 +156,8 @@ def test_a_larger_vocabulary_or_more_anchors_cost_more_training() -> None:
         {"corpus": Corpus(0, 100)},
         {"corpus": Corpus(10, 0)},
         {"corpus": Corpus(10, float("nan"))},
+        {"corpus": Corpus(10, 100, 1.5)},
+        {"corpus": Corpus(10, 100, 0)},
         {"prices": Prices(gpu_hour=-1)},
         {"prices": Prices(storage_gb_month=float("inf"))},
         {"serving": Serving(speedup=0)},
