@@ -163,8 +163,8 @@ def _assumptions(made: Plan) -> str:
         f"a GPU-hour costs {prices.gpu_hour:g}, a GB-month {prices.storage_gb_month:g} "
         "(--gpu-hour-price, --storage-price)",
         f"the draft makes a GPU do {serving.speedup:g} times the work (--speedup); whoever measures it can trust it",
-        f"the target answers {assumed.corpus.answer_share:.0%} of the tokens (--answer-share), samples are equally long, "
-        "none begin alike; shard headers are left out",
+        f"the target answers {assumed.corpus.answer_share:.0%} of the tokens (--answer-share); samples are equally "
+        "long, and none begin alike; shard headers are left out",
         "calibration, evaluation and idle GPUs are left out",
     )
     return "[dim]Assumed:\n" + "\n".join(f"- {line}" for line in lines) + "[/dim]"
