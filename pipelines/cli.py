@@ -17,6 +17,7 @@ from draftline import __version__
 from draftline.errors import DraftlineError
 from draftline.spec import RECIPES, dump_spec, load_spec, recipe
 from pipelines.cache_commands import cache_app
+from pipelines.convert_command import convert
 from pipelines.plan import plan
 from pipelines.preflight import resolve_spec
 
@@ -252,6 +253,19 @@ def validate(
     """Check a spec without running anything."""
     resolved = resolve_spec(spec, None, assignments) if assignments else load_spec(spec)
     typer.echo(f"{spec} is valid: run {resolved.name!r} of target {resolved.target.source}")
+
+
+app.command(
+    epilog=(
+        "[bold]Examples[/bold]\n\n"
+        "draftline convert draft/ draft-vllm/ --to speculators --target Qwen/Qwen3-4B  [dim]# for vLLM[/dim]\n\n"
+        "draftline convert draft/ draft-vllm/ --to speculators --target ./target --with-frozen"
+        "  [dim]# a pruned vocabulary[/dim]\n\n"
+        "draftline convert theirs/ draft/ --to deepspec --target ./target  [dim]# for SGLang and Draftline[/dim]\n\n"
+        "SRC may be of DeepSpec, speculators, SpecForge or Model-Optimizer; which is found out. Weights are copied bit "
+        "by bit, and DST is compared with SRC before it takes its place."
+    )
+)(convert)
 
 
 def main() -> None:
