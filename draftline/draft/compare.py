@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from draftline.draft.dialects.model import DraftModel, draft_columns
-from draftline.draft.proposer import ProcessedTokens
-from draftline.draft.runner import DraftRunner
+from draftline.draft.proposer import EngineRoom, ProcessedTokens
+from draftline.draft.serve import proposer_between
+from draftline.draft.serving_vocabulary import TargetEnds
 
 NUM_REQUESTS, NUM_TOKENS, MAX_COLUMNS = 2, 24, 2048
 
@@ -77,7 +78,8 @@ def _propose(model: DraftModel, seed: int) -> tuple[Tensor, Tensor | None]:
     embedding = torch.randn(config.vocab_size, config.hidden_size, generator=generator)
     lm_head = torch.randn(config.vocab_size, config.hidden_size, generator=generator) * config.hidden_size**-0.5
     num_positions = NUM_TOKENS + config.block_size
-    runner = DraftRunner(config, small.weights, embedding, lm_head, torch.float32, NUM_REQUESTS, num_positions)
+    room = EngineRoom(NUM_REQUESTS, num_positions)
+    runner = proposer_between(small, TargetEnds(embedding, lm_head), torch.float32, room)
     lengths = [NUM_TOKENS - 5, NUM_TOKENS]
     for slot, length in enumerate(lengths):
         positions = torch.arange(length)

@@ -56,7 +56,7 @@ _LAYER_FIELDS = (
 _EAGLE3_FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 """Variants of Eagle3 that DeepSpec's is not."""
 
-_KEPT = ("num_target_layers", "num_anchors", "step_loss_decay")
+_KEPT = ("num_target_layers", "num_anchors", "ttt_length", "step_loss_decay")
 
 
 def recognises(files: CheckpointFiles) -> bool:
@@ -178,12 +178,14 @@ def _read_eagle3(files: CheckpointFiles, layer: Mapping[str, Any]) -> dict[str, 
     family = next((f for f in FAMILIES.values() if f.model_type == layer["model_type"]), None)
     if family is None:
         raise FormatError(f"{files.origin}: Eagle3 of family {layer['model_type']!r} is not supported")
+    ours = document.get(_OURS) or {}
     tokens = document["speculators_config"]["proposal_methods"][0]["speculative_tokens"]
     return {
         "architectures": [family.eagle3_architecture],
-        "ttt_length": tokens,
         "block_size": tokens,
-        "step_loss_decay": (document.get(_OURS) or {}).get("step_loss_decay", 1.0),
+        # Of the training only. speculators drafts as many tokens as it trained ahead, all with equal weight.
+        "ttt_length": ours.get("ttt_length", tokens),
+        "step_loss_decay": ours.get("step_loss_decay", 1.0),
         "target_layer_ids": [i - 1 for i in document["eagle_aux_hidden_state_layer_ids"]],
     }
 

@@ -16,17 +16,17 @@ from draftline.draft.dialects import deepspec, speculators
 from draftline.draft.dialects.files import CONFIG_FILE, WEIGHTS_FILE, CheckpointFiles, render_files
 from draftline.draft.dialects.model import WrittenDraft
 from draftline.draft.dialects.target_facts import TargetFacts
-from tests.draft.test_numerics import CASES, HIDDEN, LAYERS, VOCAB, vocab_of
-from tests.servers.tiny_target import random_module
+from tests.draft.test_numerics import CASES, EAGLE3_CASES, HIDDEN, LAYERS, VOCAB, vocab_of
+from tests.servers.tiny_target import randomised
 
-CONFIGS = CASES
+CONFIGS = {**CASES, **EAGLE3_CASES}
 TARGET = TargetFacts("models/tiny", ("Qwen3ForCausalLM",), LAYERS, HIDDEN, VOCAB, 4096)
 
 
 def draft(name: str, *, with_frozen: bool = False, dtype: torch.dtype = torch.float32) -> DraftModel:
     """A random draft of a case, with copies of an imagined target's tensors if wanted."""
     config = CONFIGS[name]
-    state = export_state(random_module(config, 7, max_positions=64), vocab_of(config))
+    state = export_state(randomised(config, 7, max_positions=64), vocab_of(config))
     weights = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
     frozen = {}
     if with_frozen:

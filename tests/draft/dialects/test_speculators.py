@@ -99,6 +99,46 @@ def test_the_document_is_the_one_that_speculators_writes() -> None:
     }
 
 
+def test_an_eagle3_document_says_which_variant_it_is() -> None:
+    document = speculators.write(draft("eagle3"), TARGET).document
+    assert document["transformer_layer_config"] == {**LAYER, "num_hidden_layers": 1, "layer_types": ["full_attention"]}
+    assert {k: v for k, v in document.items() if k not in ("speculators_config", "transformer_layer_config")} == {
+        "architectures": ["Eagle3DraftModel"],
+        "draft_vocab_size": 61,
+        "draftline": {"num_target_layers": 6, "step_loss_decay": 0.8, "ttt_length": 4},
+        "dtype": "float32",
+        "eagle_aux_hidden_state_layer_ids": [1, 3, 5],
+        "embed_requires_grad": False,
+        "fc_norm": False,
+        "norm_before_fc": False,
+        "norm_before_residual": False,
+        "norm_output": False,
+        "speculators_model_type": "eagle3",
+        "speculators_version": "0.9.0",
+        "target_hidden_size": None,
+        "tie_word_embeddings": False,
+    }
+    assert document["speculators_config"]["proposal_methods"][0]["speculative_tokens"] == 4
+
+
+@pytest.mark.parametrize("flag", ["norm_before_residual", "norm_before_fc", "fc_norm", "norm_output"])
+def test_other_variants_of_eagle3_are_refused(flag: str) -> None:
+    with pytest.raises(FormatError, match=f"variant of Eagle3 is not supported; got {flag}"):
+        read_files(changed(speculators_files("eagle3"), **{flag: True}))
+
+
+def test_eagle3_of_other_families_is_refused() -> None:
+    layer = {**speculators_files("eagle3").document["transformer_layer_config"], "model_type": "qwen3_next"}
+    with pytest.raises(FormatError, match="Eagle3 of family 'qwen3_next'"):
+        read_files(changed(speculators_files("eagle3"), transformer_layer_config=layer))
+
+
+def test_a_foreign_eagle3_trained_as_far_as_it_drafts() -> None:
+    files = changed(speculators_files("eagle3"), draftline=None)
+    config = read_files(files, TARGET)[0].config
+    assert (config.ttt_length, config.block_size, config.ttt_decay) == (4, 4, 1.0)
+
+
 def test_dflash_is_written_as_dspark_of_rank_0_without_confidence() -> None:
     written = speculators.write(draft("dflash"), TARGET)
     document = written.document
@@ -115,6 +155,8 @@ def test_dflash_is_written_as_dspark_of_rank_0_without_confidence() -> None:
         ("rnn", False, ["vLLM serves only vanilla Markov heads, not 'rnn'"]),
         ("dflash", False, ["markov_rank 0"]),
         ("vanilla, pruned", True, []),
+        ("eagle3", False, ["which lacks q_norm and k_norm"]),
+        ("eagle3, llama", False, []),
     ],
 )
 def test_what_vllm_will_not_serve_is_said(name: str, with_frozen: bool, words: list[str]) -> None:
@@ -193,6 +235,7 @@ def test_the_target_fills_in_what_a_foreign_checkpoint_leaves_out() -> None:
         ({"family": "gemma3"}, "family 'gemma3'"),
         ({"logit_softcap": 30.0}, "soft cap"),
         ({"query_pre_attn_scalar": 256.0}, "attention scale"),
+        ({"has_shared_kv": True}, "values shared with keys"),
     ],
 )
 def test_drafts_that_speculators_has_no_layer_for_are_not_written(fields: dict[str, Any], reason: str) -> None:
