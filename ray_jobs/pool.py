@@ -53,11 +53,11 @@ def map_shards(
             try:
                 on_done(shard, ray.get(ready))
             except ray.exceptions.RayTaskError as error:
-                raise _own_error(error) from None
+                raise own_error(error) from None
             except ray.exceptions.RayActorError as error:
                 if error.actor_init_failed:
                     # Its constructor raised: another attempt would end alike. Ray keeps the error as the only argument.
-                    raise _own_error(error.args[0] if error.args else error) from None
+                    raise own_error(error.args[0] if error.args else error) from None
                 if attempt == _ATTEMPTS:
                     raise StepError(
                         f"the worker of shard {shard!r} died {attempt} times",
@@ -73,7 +73,7 @@ def map_shards(
             ray.kill(actor)
 
 
-def _own_error(error: Any) -> Exception:
+def own_error(error: Any) -> Exception:
     """What the worker itself raised, when it is an error for users; else Ray's report of it."""
     cause = getattr(error, "cause", None)
     own: Exception = cause if isinstance(cause, DraftlineError) else error

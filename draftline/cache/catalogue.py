@@ -47,7 +47,6 @@ class CacheFolder:
         objects: What is there, by name within the folder.
         manifest: ``None`` while the capture is not finished, or when ``problem`` says why it cannot be read.
         source: Folder of the shards that the manifest names, where it is not this one (stream mode).
-        stands_for: Key of the cache that gives the same samples in mode ``store``.
         problem: What is wrong with ``result.json``.
         is_newer: A version of Draftline wrote it that knows more than this one.
     """
@@ -56,14 +55,8 @@ class CacheFolder:
     objects: dict[str, ObjectInfo]
     manifest: Manifest | None = None
     source: str = ""
-    stands_for: str = ""
     problem: str = ""
     is_newer: bool = False
-
-    @property
-    def identity(self) -> str:
-        """Key under which later steps know what it gives; the folder's own unless its mode is ``stream``."""
-        return self.stands_for or self.key
 
     @property
     def prefix(self) -> str:
@@ -231,7 +224,7 @@ def _with_manifest(store: ObjectStore, key: str, objects: dict[str, ObjectInfo])
         is_stream = outputs.get("kind") == STREAM_KIND
         manifest = Manifest.from_json(outputs, kind=STREAM_KIND if is_stream else KIND)
         source = str(outputs.get("source", "")) if is_stream else ""
-        return CacheFolder(key, objects, manifest, source, str(outputs.get("stands_for", "")))
+        return CacheFolder(key, objects, manifest, source)
     except FormatError as error:
         return CacheFolder(key, objects, problem=str(error), is_newer=_is_newer(data))
 

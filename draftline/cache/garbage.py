@@ -101,7 +101,7 @@ def plan_garbage(store: ObjectStore, rules: GarbageRules, only_key: str | None =
     garbage: list[Garbage] = []
     kept: list[Kept] = []
     for cache in find_caches(store, only_key):
-        part = _plan_cache(store, cache, rules, is_referenced=cache.identity in referenced)
+        part = _plan_cache(store, cache, rules, is_referenced=cache.key in referenced)
         garbage += part.garbage
         kept += part.kept
     return GarbagePlan(tuple(garbage), tuple(kept))
@@ -136,7 +136,7 @@ def remove_garbage(
     for key in dict.fromkeys(item.cache for item in plan.garbage):
         planned = {item for item in plan.garbage if item.cache == key}
         cache = read_cache(store, key)
-        fresh = _plan_cache(store, cache, rules, is_referenced=cache.identity in referenced)
+        fresh = _plan_cache(store, cache, rules, is_referenced=cache.key in referenced)
         for item in fresh.garbage:
             if item in planned:
                 store.delete(item.object)

@@ -156,6 +156,10 @@ class CacheSpec(Part):
     """The hidden-state cache.
 
     Attributes:
+        mode: ``store`` captures once and keeps the hidden states in the workspace; ``stream`` keeps none and captures
+            them anew in every epoch, while training runs. Both train the same draft.
+        stream_ahead_shards: In mode ``stream``, how many shards may be captured ahead of the window that training is
+            in; bounds memory, does not change a byte of the result.
         codec: How hidden states are stored. ``bf16`` is lossless for a bf16 target, ``fp8`` takes half of its bytes,
             ``int4`` three tenths or less.
         dedupe: Store the beginnings that samples of a shard share once.
@@ -163,6 +167,8 @@ class CacheSpec(Part):
         threads_per_worker: CPU threads of each.
     """
 
+    mode: Literal["store", "stream"] = "store"
+    stream_ahead_shards: Annotated[int, Field(ge=0)] = 2
     codec: Literal["bf16", "fp8", "int4", "fp32"] = "bf16"
     dedupe: bool = True
     workers: PositiveInt = 2

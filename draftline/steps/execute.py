@@ -13,8 +13,8 @@ from draftline.prompts.overlap import overlap_digest
 from draftline.prompts.source import source_digest
 from draftline.spec import RunSpec
 from draftline.steps.context import StepContext, StepOutput
-from draftline.steps.ledger import Ledger, StepResult
-from draftline.steps.stations import STATIONS, Station, content_key
+from draftline.steps.ledger import STANDS_FOR, Ledger, StepResult
+from draftline.steps.stations import STATIONS, Station, content_key, neutral_key
 from draftline.storage.base import ObjectStore
 from draftline.target.fingerprint import target_fingerprint
 from draftline.target.hardware import machine_name, preferred_dtype
@@ -48,7 +48,9 @@ def execute(
         DraftlineError: whatever the station's work raises.
     """
     station = STATIONS[name]
-    key = content_key(station, spec, {k: r.key for k, r in inputs.items()}, outside_facts(station, spec, item))
+    input_keys = {name: result.identity for name, result in inputs.items()}
+    facts = outside_facts(station, spec, item)
+    key = content_key(station, spec, input_keys, facts)
     context = StepContext(name, key, spec, store, inputs, item, progress)
     ledger = Ledger(store)
     if not station.is_effect and (found := ledger.find(name, key)) is not None:
@@ -61,9 +63,10 @@ def execute(
     except BaseException as error:
         progress.emit(ProgressEvent(context.label, "failed", note=str(error).splitlines()[0] if str(error) else ""))
         raise
-    result = StepResult(
-        name, key, item, {k: r.key for k, r in inputs.items()}, dict(output.outputs), dict(output.metrics)
-    )
+    outputs = dict(output.outputs)
+    if (neutral := neutral_key(station, spec, input_keys, facts)) != key:
+        outputs[STANDS_FOR] = neutral
+    result = StepResult(name, key, item, {k: r.key for k, r in inputs.items()}, outputs, dict(output.metrics))
     if not station.is_effect:
         result = ledger.commit(result)
         _empty_scratch(context)

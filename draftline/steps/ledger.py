@@ -22,6 +22,10 @@ JsonValue = Any
 """Whatever ``json`` can carry; typed loosely because JSON is."""
 
 
+STANDS_FOR = "stands_for"
+"""Output that names the key of a result that gives the same; see :attr:`draftline.steps.stations.Station.neutral`."""
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What a finished step says of itself.
@@ -30,7 +34,7 @@ class StepResult:
         station: Station name.
         key: Content key.
         item: Fan-out item, empty outside a fan-out.
-        inputs: Keys of the inputs, as in :func:`draftline.steps.content_key`.
+        inputs: Keys of the inputs that were read, named as in :func:`draftline.steps.content_key`.
         outputs: Small facts for later steps (object keys relative to
             :attr:`prefix`, counts, names).
         metrics: Numbers for trackers and people.
@@ -42,6 +46,11 @@ class StepResult:
     inputs: Mapping[str, str] = field(default_factory=dict)
     outputs: Mapping[str, JsonValue] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        """Key by which later steps know what this gives: :attr:`key`, unless that says only how it is kept."""
+        return str(self.outputs.get(STANDS_FOR, self.key))
 
     @property
     def prefix(self) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from draftline.errors import StepError
-from draftline.spec import RunSpec
+from draftline.spec import RunSpec, derive
 
 KEY_LENGTH = 20
 
@@ -30,6 +30,9 @@ class Station:
         inputs: Stations whose results it reads.
         run: ``module:function`` that does the work, given a
             :class:`draftline.steps.StepContext`; for a Ray job, its entry point.
+        neutral: Fields that say how a result is kept, not what it gives, each with one value. Steps that read the
+            result know it by the key that it would have with these values: their own keys, and bytes, do not depend
+            on the fields.
         version: Raised when the code changes what is written.
         on_ray: The work runs as a Ray job.
         is_effect: Changes a service (registry, endpoint) instead of the
@@ -40,6 +43,7 @@ class Station:
     fields: tuple[str, ...]
     inputs: tuple[str, ...]
     run: str
+    neutral: tuple[tuple[str, Any], ...] = ()
     version: int = 1
     on_ray: bool = False
     is_effect: bool = False
@@ -84,6 +88,7 @@ _STATIONS = (
         "hidden-states",
         (
             "target",
+            "cache.mode",
             "cache.codec",
             "cache.dedupe",
             "cache.threads_per_worker",
@@ -92,6 +97,7 @@ _STATIONS = (
         ),
         ("tokens",),
         "ray_jobs.capture:run",
+        neutral=(("cache.mode", "store"),),
         version=2,
         on_ray=True,
     ),
@@ -103,7 +109,7 @@ _STATIONS = (
         ("name", "target", "calibration", "responses.sampling", "serving.max_context", "seed"),
         ("prompts", "draft"),
         "ray_jobs.calibrate:run",
-        version=3,
+        version=2,
         on_ray=True,
     ),
     Station(
@@ -175,6 +181,16 @@ def content_key(
     }
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def neutral_key(
+    station: Station, spec: RunSpec, input_keys: Mapping[str, str], facts: Mapping[str, str] | None = None
+) -> str:
+    """The key by which later steps know a station's result, see :attr:`Station.neutral`; arguments as there."""
+    changed = {
+        field: value for field, value in station.neutral if _lookup(spec.model_dump(mode="json"), field) != value
+    }
+    return content_key(station, derive(spec, changed) if changed else spec, input_keys, facts)
 
 
 def _lookup(document: Mapping[str, Any], dotted: str) -> Any:

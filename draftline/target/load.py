@@ -101,10 +101,7 @@ def load_target(spec: TargetSpec, *, cache_dir: Path | None = None, dtype: str |
     """
     folder = prepare_target(spec, cache_dir=cache_dir)
     config_document = _read_json(folder / "config.json")
-    try:
-        config = ModelConfig.from_hf(config_document)
-    except KeyError as error:
-        raise TargetError(f"{folder}/config.json lacks {error}", remedy="Save the model with save_pretrained") from None
+    config = _model_config(folder, config_document)
     torch_dtype = resolve_dtype(dtype or spec.dtype)
     weights = _read_weights(folder, torch_dtype)
     tokenizer = _read_tokenizer(folder)
@@ -118,6 +115,23 @@ def load_target(spec: TargetSpec, *, cache_dir: Path | None = None, dtype: str |
         weights,
         enable_thinking=spec.enable_thinking,
     )
+
+
+def load_config(spec: TargetSpec, *, cache_dir: Path | None = None) -> ModelConfig:
+    """The facts of a target's architecture, without its weights.
+
+    Raises:
+        TargetError: see :func:`load_target`.
+    """
+    folder = prepare_target(spec, cache_dir=cache_dir)
+    return _model_config(folder, _read_json(folder / "config.json"))
+
+
+def _model_config(folder: Path, document: dict[str, Any]) -> ModelConfig:
+    try:
+        return ModelConfig.from_hf(document)
+    except KeyError as error:
+        raise TargetError(f"{folder}/config.json lacks {error}", remedy="Save the model with save_pretrained") from None
 
 
 def prepare_target(spec: TargetSpec, *, cache_dir: Path | None = None) -> Path:

@@ -23,6 +23,7 @@ from draftline.training.build import new_objective
 from draftline.training.checkpoints import CheckpointStore, TrainingCheckpoint
 from draftline.training.objective import WEIGHT, Batch, Objective, Sums
 from draftline.training.optimizers import DraftOptimizer
+from draftline.training.reading import reading
 
 VALIDATION_SAMPLES = 24
 _VALIDATION_BATCH = 8
@@ -154,7 +155,9 @@ class DraftTrainer:
         share = train.samples_per_step // self._world
         first = step * train.samples_per_step + self._rank * share
         positions = range(first, first + share)
-        batch: Batch = self._objective.build_batch([self._source.at(p) for p in positions], positions)
+        with reading(f"training step {step + 1}"):
+            samples = [self._source.at(position) for position in positions]
+        batch: Batch = self._objective.build_batch(samples, positions)
         following = first + train.samples_per_step
         self._source.announce(range(following, following + share))
         return batch

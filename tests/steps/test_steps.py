@@ -18,6 +18,7 @@ from draftline.spec import RunSpec, derive
 from draftline.steps import STATIONS, Ledger, StepContext, StepOutput, StepResult, content_key, step_prefix
 from draftline.steps import execute as execute_module
 from draftline.steps.execute import execute, load_function, outside_facts
+from draftline.steps.stations import neutral_key
 from draftline.storage.local import LocalStore
 
 
@@ -31,12 +32,14 @@ def store(tmp_path: Path) -> LocalStore:
 def keys(spec: RunSpec) -> dict[str, str]:
     """Keys of the whole DAG with one suite and pinned facts."""
     found: dict[str, str] = {}
+    known: dict[str, str] = {}
     for name, station in STATIONS.items():
         inputs: dict[str, str] = {}
         for source in station.inputs:
-            inputs["evaluation:held-out" if source == "evaluation" else source] = found[source]
+            inputs["evaluation:held-out" if source == "evaluation" else source] = known[source]
         facts = {"prompts": {"source": "s"}, "responses": {"target": "t"}, "evaluation": {"item": "held-out"}}
         found[name] = content_key(station, spec, inputs, facts.get(name))
+        known[name] = neutral_key(station, spec, inputs, facts.get(name))
     return found
 
 
@@ -76,6 +79,9 @@ FROM_REPORT = {"report", "register", "gate", "deploy"}
         ({"responses.threads_per_worker": 1}, FROM_RESPONSES),
         ({"tokens.shard_tokens": 99}, FROM_RESPONSES - {"responses"}),
         ({"cache.codec": "fp32"}, FROM_DRAFT | {"hidden-states"}),
+        # The same samples, kept or not: whoever trains on them does the same work.
+        ({"cache.mode": "stream"}, {"hidden-states"}),
+        ({"cache.stream_ahead_shards": 9}, set()),
         ({"draft.num_taps": 3}, FROM_DRAFT | {"hidden-states"}),
         ({"draft.num_layers": 3}, FROM_DRAFT),
         ({"train.steps": 3}, FROM_DRAFT),
@@ -109,6 +115,33 @@ def test_the_table_is_in_running_order() -> None:
     for station in STATIONS.values():
         assert set(station.inputs) <= seen
         seen.add(station.name)
+
+
+def test_neutral_fields_are_fields_and_their_values_are_possible() -> None:
+    for station in STATIONS.values():
+        assert {field for field, _ in station.neutral} <= set(station.fields)
+        derive(BASE, dict(station.neutral))
+
+
+@pytest.mark.usefixtures("_fake_report")
+def test_a_result_is_known_by_what_it_gives_not_by_how_it_is_kept(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports = replace(
+        execute_module.STATIONS["report"], fields=("name", "cache.mode"), neutral=(("cache.mode", "store"),)
+    )
+    monkeypatch.setattr(execute_module, "STATIONS", {**STATIONS, "report": reports})
+    kept = execute("report", BASE, store, INPUTS, ListProgress())
+    streamed = execute("report", derive(BASE, {"cache.mode": "stream"}), store, INPUTS, ListProgress())
+    assert kept.key != streamed.key and len(CALLS) == 2
+    assert kept.identity == streamed.identity == kept.key
+    assert "stands_for" not in kept.outputs and streamed.outputs["stands_for"] == kept.key
+    # The step after it finds its own result whichever of the two it is given, and says which one it read.
+    after = {**STATIONS, "gate": replace(reports, name="gate", inputs=("report",), fields=("name",), neutral=())}
+    monkeypatch.setattr(execute_module, "STATIONS", after)
+    first = execute("gate", BASE, store, {"report": streamed}, ListProgress())
+    assert execute("gate", BASE, store, {"report": kept}, ListProgress()) == first
+    assert len(CALLS) == 3 and first.inputs == {"report": streamed.key}
 
 
 def test_facts_and_branches_enter_the_key() -> None:
