@@ -47,6 +47,8 @@ TENSOR_MODULES = {
     "draftline.draft.vocab",
     "draftline.engine.build",
     "draftline.engine.engine",
+    "draftline.evaluation.acceptance",
+    "draftline.evaluation.baselines",
     "draftline.evaluation.measure",
     "draftline.evaluation.station",
     "draftline.responses.generate",
