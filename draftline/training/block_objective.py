@@ -14,16 +14,14 @@ from draftline.draft.checkpoint import DraftModel, export_state, to_files
 from draftline.draft.dpace import DPace
 from draftline.draft.loss import LossOptions, LossTerms, confidence_loss, distillation_loss
 from draftline.draft.model import DraftHidden, DSparkDraft
-from draftline.draft.vocab import choose_vocab
 from draftline.spec import LossSpec, RunSpec
 from draftline.target.load import Target
 from draftline.training.architecture import draft_config
 from draftline.training.batches import DraftBatch, build_draft_batch, draw_anchors, position_weights
+from draftline.training.frozen import FrozenEnds, measure_features
 from draftline.training.objective import StepTerms, Sums
 
 VALIDATION_ANCHORS = 16
-_FEATURE_SAMPLES = 32
-_FEATURE_FLOOR = 1e-3
 
 
 class BlockObjective:
@@ -39,13 +37,9 @@ class BlockObjective:
         self._spec = spec
         self._target = target
         self._config = draft_config(spec, target)
-        self._vocab = choose_vocab(counts, spec.draft.vocab_size, target.vocab_size, target.eos_token_ids)
-        self._columns = _columns(self._vocab, target.vocab_size)
-        self._embedding = target.embedding_VD.float()
-        head = target.lm_head_VD.float()
-        self._head = head if self._vocab is None else head[self._vocab].contiguous()
+        self._ends = FrozenEnds(spec, target, counts)
         self._model = self._new_model()
-        self._model.initialise(torch.Generator().manual_seed(spec.seed), target.weights["model.norm.weight"].float())
+        self._model.initialise(torch.Generator().manual_seed(spec.seed), self._ends.norm_scale_D)
 
     @property
     def model(self) -> DSparkDraft:
@@ -54,7 +48,7 @@ class BlockObjective:
 
     def initialise(self, source: SampleSource) -> None:
         """Standardise the taps, and give the sequential head the target's own bigrams."""
-        self._model.feature_scale.copy_(self._measure_features(source))
+        self._model.feature_scale.copy_(measure_features(self._config, source))
         self._start_from_bigrams()
 
     def build_batch(self, samples: Sequence[CachedSample], positions: Sequence[int]) -> DraftBatch:
@@ -68,7 +62,7 @@ class BlockObjective:
     def terms(self, batch: DraftBatch) -> StepTerms:
         """Cross-entropy, total variation, KL, and the confidence head's BCE."""
         loss = self._spec.train.loss
-        out = self._model(batch.inputs, self._embedding)
+        out = self._model(batch.inputs, self._ends.embedding_VD)
         terms = self._distil(out, batch, loss, is_training=True)
         objective = terms.objective
         confidence = objective.new_zeros(())
@@ -93,10 +87,10 @@ class BlockObjective:
 
     def validate(self, batch: DraftBatch) -> Sums:
         """Held-out loss and teacher-forced greedy accepted length, summed over blocks."""
-        out = self._model(batch.inputs, self._embedding)
+        out = self._model(batch.inputs, self._ends.embedding_VD)
         terms = self._distil(out, batch, self._spec.train.loss, is_training=False)
         match = torch.zeros(out.hidden_SMD.shape[0] * out.hidden_SMD.shape[1])
-        match[batch.valid_N] = (terms.is_greedy_match_N & self._is_within_vocab(batch)).float()
+        match[batch.valid_N] = (terms.is_greedy_match_N & self._ends.can_propose_best(batch.targets)).float()
         lengths = 1 + match.view(-1, self._config.block_size).cumprod(1).sum(1)
         return Sums(
             {
@@ -135,7 +129,7 @@ class BlockObjective:
         """``config.json`` and ``model.safetensors``."""
         whole = self._new_model()
         whole.load_state_dict(dict(state))
-        return to_files(DraftModel(self._config, export_state(whole, self._vocab)))
+        return to_files(DraftModel(self._config, export_state(whole, self._ends.vocab_W)))
 
     # -- parts --------------------------------------------------------------------------------------------------
 
@@ -147,7 +141,9 @@ class BlockObjective:
             draw_anchors(s.loss_mask_T.numpy(), num_anchors, (self._spec.seed, p))
             for s, p in zip(samples, positions, strict=True)
         ]
-        return build_draft_batch(samples, anchors, self._config, self._columns, self._spec.train.loss.position_decay)
+        return build_draft_batch(
+            samples, anchors, self._config, self._ends.columns_V, self._spec.train.loss.position_decay
+        )
 
     def _distil(self, out: DraftHidden, batch: DraftBatch, loss: LossSpec, *, is_training: bool) -> LossTerms:
         """Terms of a batch; a validation's always with the fixed decay, so that runs can be compared."""
@@ -167,27 +163,17 @@ class BlockObjective:
             out.hidden_SMD.flatten(0, 1)[valid],
             latent,
             head.markov_w2.weight if head is not None else None,
-            self._head,
+            self._ends.head_WD,
             batch.targets,
             options,
         )
-
-    def _is_within_vocab(self, batch: DraftBatch) -> Tensor:
-        """Rows whose likeliest target token the draft can propose at all; the loss sees only the draft's vocabulary."""
-        targets = batch.targets
-        if self._vocab is None:
-            return torch.ones(len(targets.labels_N), dtype=torch.bool)
-        head = self._target.lm_head_VD
-        best = torch.cat([(part.to(head.dtype) @ head.t()).argmax(-1) for part in targets.hidden_UD.split(256)])
-        within = self._columns[best] >= 0
-        return within if targets.row_N is None else within[targets.row_N]
 
     def _start_from_bigrams(self) -> None:
         """Give the sequential head the target's own bigrams; see :mod:`draftline.draft.bigrams`.
 
         A vocabulary whose table would not fit in memory starts without.
         """
-        head, vocab = self._model.markov_head, self._vocab
+        head, vocab = self._model.markov_head, self._ends.vocab_W
         if head is None or vocab is None or len(vocab) > MAX_TABLE_TOKENS or not self._target.eos_token_ids:
             return
         table = bigram_logits(self._target, vocab, self._target.eos_token_ids[0])
@@ -197,23 +183,3 @@ class BlockObjective:
             head.markov_w1.weight[vocab, : first.shape[1]] = first
             head.markov_w2.weight.zero_()
             head.markov_w2.weight[:, : second.shape[1]] = second
-
-    def _measure_features(self, source: SampleSource) -> Tensor:
-        """1 / root-mean-square of every tap channel, over the first samples of the stream."""
-        count = min(_FEATURE_SAMPLES, source.num_samples)
-        source.announce(range(count))
-        total = torch.zeros(len(self._config.target_layer_ids) * self._config.hidden_size, dtype=torch.float64)
-        tokens = 0
-        for position in range(count):
-            taps = source.at(position).taps_TLD
-            total += taps.reshape(taps.shape[0], -1).double().pow(2).sum(0)
-            tokens += taps.shape[0]
-        return (total / max(tokens, 1)).sqrt().clamp(min=_FEATURE_FLOOR).reciprocal().float()
-
-
-def _columns(vocab: Tensor | None, vocab_size: int) -> Tensor:
-    if vocab is None:
-        return torch.arange(vocab_size)
-    columns = torch.full((vocab_size,), -1, dtype=torch.long)
-    columns[vocab] = torch.arange(len(vocab))
-    return columns

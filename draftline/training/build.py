@@ -8,6 +8,7 @@ from typing import Any
 from draftline.spec import RunSpec
 from draftline.target.load import Target
 from draftline.training.block_objective import BlockObjective
+from draftline.training.eagle3_objective import Eagle3Objective
 from draftline.training.objective import Objective
 
 
@@ -22,4 +23,6 @@ def new_objective(spec: RunSpec, target: Target, counts: Sequence[tuple[int, int
     Raises:
         SpecError: the draft does not fit the target.
     """
+    if spec.draft.algorithm == "eagle3":
+        return Eagle3Objective(spec, target, counts)
     return BlockObjective(spec, target, counts)
