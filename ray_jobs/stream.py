@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from draftline.cache.manifest import STREAM_KIND, Manifest, ShardInfo
-from draftline.cache.reader import WINDOW_SHARDS
+from draftline.cache.order import WINDOW_SHARDS
 from draftline.cache.schedule import CaptureSchedule
 from draftline.cache.source import SampleSource
 from draftline.cache.stream import StreamOrder, StreamSource

@@ -19,7 +19,7 @@ import numpy as np
 
 from draftline.cache.hidden import HiddenIndex
 from draftline.cache.manifest import ShardInfo
-from draftline.cache.reader import WINDOW_SHARDS, sample_order
+from draftline.cache.order import WINDOW_SHARDS, sample_order
 from draftline.cache.sample import CachedSample
 from draftline.errors import InputError
 

@@ -165,6 +165,12 @@ class CacheSpec(Part):
         dedupe: Store the beginnings that samples of a shard share once.
         workers: Capture actors; does not change a byte of the result.
         threads_per_worker: CPU threads of each.
+        reader_memory_bytes: Encoded shards that one training worker holds; less makes it read single samples instead
+            of whole shards.
+        prefetch_samples: Decoded samples read ahead by one worker; 0 reads nothing ahead.
+        prefetch_threads: Threads that read ahead.
+        local_cache_bytes: Keep what was read on this machine's disk, up to so much; 0 keeps nothing.
+        local_cache_dir: Where; ``None`` takes ``$XDG_CACHE_HOME/draftline/shards``.
     """
 
     mode: Literal["store", "stream"] = "store"
@@ -173,6 +179,11 @@ class CacheSpec(Part):
     dedupe: bool = True
     workers: PositiveInt = 2
     threads_per_worker: PositiveInt = 1
+    reader_memory_bytes: PositiveInt = 4 << 30
+    prefetch_samples: Annotated[int, Field(ge=0)] = 64
+    prefetch_threads: PositiveInt = 4
+    local_cache_bytes: Annotated[int, Field(ge=0)] = 0
+    local_cache_dir: str | None = None
 
 
 class DraftSpec(Part):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from draftline.cache.reader import CacheReader
+from draftline.cache.reader import CacheReader, ReadOptions
 from draftline.cache.shards import Manifest
 from draftline.cache.source import SampleSource
 from draftline.errors import InputError, TrainingDiverged
@@ -49,11 +49,12 @@ class TrainingInputs:
     counts: list[tuple[int, int]]
     prefix: str
 
-    def source(self, split: str) -> SampleSource | None:
-        """Samples of a split, or ``None`` where it has none."""
+    def source(self, split: str, share: float = 1.0) -> SampleSource | None:
+        """Samples of a split, or ``None`` where it has none; a worker asks for about ``share`` of the stream."""
         if not self.manifest.of_split(split):
             return None
-        return CacheReader(self.store, self.cache_prefix, self.manifest, split, self.spec.seed)
+        options = ReadOptions(self.spec.cache, share)
+        return CacheReader(self.store, self.cache_prefix, self.manifest, split, self.spec.seed, options)
 
 
 class DraftTrainer:
@@ -83,7 +84,7 @@ class DraftTrainer:
         self._spec = inputs.spec
         self._rank, self._world = rank, world_size
         self._on_step = on_step
-        source = inputs.source("train")
+        source = inputs.source("train", 1 / world_size)
         if source is None:
             raise InputError(
                 "the cache has no 'train' samples",

@@ -15,6 +15,7 @@ FRAMEWORKS = {"ray", "kfp", "mlflow", "kubernetes", "vllm", "fastapi"}
 
 TENSOR_MODULES = {
     "draftline.cache.codecs",
+    "draftline.cache.fetch",
     "draftline.cache.hidden",
     "draftline.cache.reader",
     "draftline.cache.sample",
