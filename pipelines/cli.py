@@ -14,9 +14,10 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from draftline import __version__
-from draftline.errors import DraftlineError
-from draftline.spec import RECIPES, dump_spec, load_spec, recipe
+from draftline.errors import DraftlineError, InputError
+from draftline.spec import RECIPES, derive, dump_spec, load_spec, parse_overrides, parse_spec, recipe
 from pipelines.cache_commands import cache_app
+from pipelines.convert_command import convert
 from pipelines.plan import plan
 from pipelines.preflight import resolve_spec
 
@@ -244,14 +245,45 @@ app.command(
 )(plan)
 
 
-@app.command(epilog="[bold]Example[/bold]\n\ndraftline validate spec.yaml --set draft.num_layers=2")
+@app.command(
+    epilog=(
+        "[bold]Examples[/bold]\n\n"
+        "draftline validate spec.yaml --set draft.num_layers=2\n\n"
+        "draftline recipes qwen3-4b | draftline validate"
+    )
+)
 def validate(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="The run spec.")],
+    spec: Annotated[
+        Path | None, typer.Argument(metavar="[SPEC.yaml]", help="The run spec; standard input when left out.")
+    ] = None,
     assignments: Set = None,
 ) -> None:
     """Check a spec without running anything."""
-    resolved = resolve_spec(spec, None, assignments) if assignments else load_spec(spec)
-    typer.echo(f"{spec} is valid: run {resolved.name!r} of target {resolved.target.source}")
+    if spec is None:
+        if sys.stdin.isatty():
+            raise InputError(
+                "there is no spec to check",
+                expected="a file, or a spec on standard input",
+                remedy="For example `draftline validate spec.yaml`",
+            )
+        resolved = derive(parse_spec(sys.stdin.read(), origin="standard input"), parse_overrides(assignments or []))
+    else:
+        resolved = resolve_spec(spec, None, assignments) if assignments else load_spec(spec)
+    origin = "standard input" if spec is None else spec
+    typer.echo(f"{origin} is valid: run {resolved.name!r} of target {resolved.target.source}")
+
+
+app.command(
+    epilog=(
+        "[bold]Examples[/bold]\n\n"
+        "draftline convert draft/ draft-vllm/ --to speculators --target Qwen/Qwen3-4B  [dim]# for vLLM[/dim]\n\n"
+        "draftline convert draft/ draft-vllm/ --to speculators --target ./target --with-frozen"
+        "  [dim]# a pruned vocabulary[/dim]\n\n"
+        "draftline convert theirs/ draft/ --to deepspec --target ./target  [dim]# for SGLang and Draftline[/dim]\n\n"
+        "SRC may be of DeepSpec, speculators, SpecForge or Model-Optimizer; which is found out. Weights are copied bit "
+        "by bit, and DST is compared with SRC before it takes its place."
+    )
+)(convert)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from ray_jobs.on_worker import run_on_worker
 from ray_jobs.runtime import main
 
 _FILE = "calibration.json"
+_DETAILS = ("auc", "auc_before", "brier", "brier_before", "reliability", "reliability_before")
 
 
 def run(context: StepContext) -> StepOutput:
@@ -36,9 +37,7 @@ def _calibrate(context: StepContext) -> StepOutput:
         "file": _FILE,
         "ece_before": list(fitted.ece_before),
         "ece_after": list(fitted.ece_after),
-        "auc": fitted.extra.get("auc", []),
-        "reliability": fitted.extra.get("reliability", []),
-        "reliability_before": fitted.extra.get("reliability_before", []),
+        **{name: fitted.extra.get(name, []) for name in _DETAILS},
         "cost_table": fitted.extra.get("cost_table", {}),
         "num_samples": fitted.num_samples,
     }

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from draftline.calibration.survival import Calibration
 from draftline.draft.checkpoint import DraftModel, load_folder
+from draftline.draft.dialects.model import EMBEDDING, LM_HEAD, draft_columns
 from draftline.engine.engine import Engine, EngineLimits, check_fits
 from draftline.engine.policy import OffPolicy, policy_from_spec
 from draftline.engine.requests import EngineRequest, TokenEvent
-from draftline.errors import FormatError
+from draftline.errors import FormatError, TargetError
 from draftline.spec import ServingSpec
 from draftline.target.load import Target
 
 
 def load_draft(draft_dir: Path, target: Target) -> DraftModel:
-    """Read a draft and check that it fits.
+    """Read a draft and check that it fits; copies of the target's tensors are compared and dropped.
 
     Raises:
         FormatError: damaged or foreign.
@@ -24,7 +28,21 @@ def load_draft(draft_dir: Path, target: Target) -> DraftModel:
     """
     draft = load_folder(draft_dir)
     check_fits(draft.config, target.config)
-    return draft
+    _check_frozen(draft, target)
+    return replace(draft, frozen={})
+
+
+def _check_frozen(draft: DraftModel, target: Target) -> None:
+    columns = draft_columns(draft.config, draft.weights)
+    head = target.lm_head_VD if columns is None else target.lm_head_VD[columns.to(target.lm_head_VD.device)]
+    for name, theirs in ((EMBEDDING, target.embedding_VD), (LM_HEAD, head)):
+        ours = draft.frozen.get(name)
+        # Compared in the target's type: a checkpoint may hold the same numbers in a wider one.
+        if ours is not None and not torch.equal(ours.to(theirs.device, theirs.dtype), theirs):
+            raise TargetError(
+                f"the draft carries another {name} than the target has",
+                remedy="Serve the target that the draft was trained for; a draft with a head of its own cannot be run",
+            )
 
 
 def build_engine(

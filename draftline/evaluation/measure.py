@@ -10,54 +10,22 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from draftline.calibration.fit import expected_calibration_error, survival_events
 from draftline.calibration.survival import Calibration
 from draftline.draft.checkpoint import DraftModel
 from draftline.engine.build import run_to_completion
-from draftline.engine.engine import Engine, EngineLimits, StepTrace
+from draftline.engine.engine import Engine, EngineLimits
 from draftline.engine.policy import FixedPolicy, LengthPolicy, OffPolicy
-from draftline.engine.requests import EngineRequest, SamplingParams, SpeculationStats
+from draftline.engine.requests import EngineRequest, SpeculationStats
+from draftline.evaluation.acceptance import Acceptance, Report, accept_whole_blocks, summarise
+from draftline.evaluation.turns import Decoding, EvaluationPrompt, answer_turns, context_for
 from draftline.target.load import Target
 
-_SLOTS = 8
-Report = Callable[[float], None]
-
-
-@dataclass(frozen=True)
-class EvaluationPrompt:
-    """A tokenised prompt."""
-
-    id: str
-    domain: str
-    ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Acceptance:
-    """What whole-block verification accepted.
-
-    Attributes:
-        accepted_length: Tokens that the answers grew by per target step.
-        by_position: P(draft k accepted | the ones before were).
-        survival: P(first k drafts accepted).
-        domains: Accepted length by domain.
-        ece: Calibration error of the cumulative survival, mean over positions;
-            NaN without a confidence head.
-        num_tokens: Tokens generated.
-    """
-
-    accepted_length: float
-    by_position: list[float]
-    survival: list[float]
-    domains: dict[str, float]
-    ece: float
-    num_tokens: int
+SLOTS = 8
+"""Requests decoded together where nothing is timed."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +64,8 @@ class Bench:
         draft: The draft.
         calibration: Its calibration.
         policy: The serving policy.
-        max_new_tokens: Per prompt.
-        temperature: Of acceptance and timing.
+        max_new_tokens: Per turn.
+        max_context: No conversation may grow beyond.
         seed: Of sampled requests.
     """
 
@@ -106,109 +74,148 @@ class Bench:
     calibration: Calibration
     policy: LengthPolicy
     max_new_tokens: int
-    temperature: float = 0.0
+    max_context: int
     seed: int = 0
 
-    def engine(self, policy: LengthPolicy, slots: int, context: int, *, keep_traces: bool = False) -> Engine:
+    def engine(self, policy: LengthPolicy, slots: int, context: int) -> Engine:
         """A fresh engine; with the draft unless the policy is off."""
-        engine = Engine(
-            self.target, EngineLimits(slots, context), policy, calibration=self.calibration, keep_traces=keep_traces
-        )
+        engine = Engine(self.target, EngineLimits(slots, context), policy, calibration=self.calibration)
         if policy.wants_draft:
             engine.swap_draft(self.draft)
         return engine
 
-    def request(self, prompt: EvaluationPrompt, number: int, max_new_tokens: int | None = None) -> EngineRequest:
-        """The request of one prompt."""
-        limit = max_new_tokens or self.max_new_tokens
-        return EngineRequest(prompt.id, prompt.ids, SamplingParams(limit, self.temperature, seed=self.seed + number))
+    def decoding(self, temperature: float) -> Decoding:
+        """How its prompts are decoded at a temperature."""
+        return Decoding(self.max_new_tokens, temperature, self.seed)
+
+    def context(self, prompts: Sequence[EvaluationPrompt]) -> int:
+        """Context that holds the prompts with all their turns."""
+        return context_for(self.target, prompts, self.max_new_tokens, self.max_context)
 
 
-def measure_acceptance(bench: Bench, prompts: Sequence[EvaluationPrompt], report: Report) -> Acceptance:
-    """Decode all prompts with whole blocks and count; ``report`` gets finished prompts."""
-    context = max(len(p.ids) for p in prompts) + bench.max_new_tokens
-    engine = bench.engine(FixedPolicy(), _SLOTS, context, keep_traces=True)
-    domain_of = {p.id: p.domain for p in prompts}
-    total, domains = SpeculationStats(), dict[str, SpeculationStats]()
-    num_tokens = finished = 0
-    for event in run_to_completion(engine, [bench.request(p, i) for i, p in enumerate(prompts)]):
-        num_tokens += len(event.token_ids)
-        if event.finish_reason is not None:
-            finished += 1
-            report(finished)
-            total.add(event.stats)
-            domains.setdefault(domain_of[event.request_id], SpeculationStats()).add(event.stats)
-    block = bench.draft.config.block_size
-    whole = [t for t in engine.traces or [] if t.num_verified == block]
-    survival = [float(np.mean([t.num_accepted > k for t in whole])) if whole else 0.0 for k in range(block)]
-    by_position = [s / p if p else 0.0 for s, p in zip(survival, [1.0, *survival[:-1]], strict=True)]
-    return Acceptance(
-        accepted_length=total.tokens_per_step,
-        by_position=by_position,
-        survival=survival,
-        domains={name: stats.tokens_per_step for name, stats in sorted(domains.items())},
-        ece=_calibration_error(bench, whole),
-        num_tokens=num_tokens,
+def measure_acceptance(
+    bench: Bench, prompts: Sequence[EvaluationPrompt], temperature: float, report: Report
+) -> Acceptance:
+    """Decode all turns of all prompts with whole blocks and count; ``report`` gets finished turns."""
+    context = bench.context(prompts)
+    engine = bench.engine(FixedPolicy(), SLOTS, context)
+    turns, traces = accept_whole_blocks(engine, bench.target, prompts, bench.decoding(temperature), context, report)
+    return summarise(
+        bench.target,
+        turns,
+        traces,
+        bench.draft.config.block_size,
+        temperature=temperature,
+        calibration=bench.calibration if bench.draft.config.enable_confidence_head else None,
     )
 
 
-def measure_speed(bench: Bench, prompts: Sequence[EvaluationPrompt], num_hf_prompts: int, report: Report) -> Timing:
-    """Time prompts one at a time, plain and speculative in turn."""
+def measure_speed(
+    bench: Bench, prompts: Sequence[EvaluationPrompt], temperature: float, num_hf_prompts: int, report: Report
+) -> Timing:
+    """Time prompts one at a time, plain and speculative in turn; the first turn of each only."""
     context = max(len(p.ids) for p in prompts) + bench.max_new_tokens
-    plain, speculative = bench.engine(OffPolicy(), 1, context), bench.engine(bench.policy, 1, context)
-    for engine in (plain, speculative):
-        list(run_to_completion(engine, [bench.request(prompts[0], 0, 8)]))
-    rates: dict[str, list[float]] = {"plain": [], "speculative": []}
-    stats = SpeculationStats()
-    for number, prompt in enumerate(prompts):
-        order = [("plain", plain), ("speculative", speculative)]
-        for name, engine in order if number % 2 == 0 else reversed(order):
-            rate, one = _decode_rate(engine, bench.request(prompt, number))
-            rates[name].append(rate)
-            if name == "speculative":
-                stats.add(one)
-        report(number + 1)
+    engines = {"plain": bench.engine(OffPolicy(), 1, context), "speculative": bench.engine(bench.policy, 1, context)}
+    rates, stats = time_alternately(engines, prompts, bench.decoding(temperature), report)
     over_plain = statistics.median(s / p for s, p in zip(rates["speculative"], rates["plain"], strict=True))
     over_hf: float | None = None
     if num_hf_prompts:
         rates["transformers"] = _transformers_rates(bench, prompts[:num_hf_prompts])
         over_hf = statistics.median(s / h for s, h in zip(rates["speculative"], rates["transformers"], strict=False))
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    return Timing(medians, over_plain, over_hf, stats.tokens_per_step)
+    return Timing(medians, over_plain, over_hf, stats["speculative"].tokens_per_step)
+
+
+def time_alternately(
+    engines: Mapping[str, Engine],
+    prompts: Sequence[EvaluationPrompt],
+    decoding: Decoding,
+    report: Report = lambda done: None,
+) -> tuple[dict[str, list[float]], dict[str, SpeculationStats]]:
+    """Tokens per second of every prompt on every engine, one request at a time, and each engine's counters.
+
+    The engines take turns on each prompt, in an order that shifts from prompt
+    to prompt: a machine that warms up or is disturbed treats all alike.
+
+    Args:
+        engines: Idle, with one slot each.
+        prompts: Their first turns are decoded.
+        decoding: Law and lengths.
+        report: Gets finished prompts.
+    """
+    warm_up = replace(decoding, max_new_tokens=min(8, decoding.max_new_tokens))
+    for engine in engines.values():
+        list(run_to_completion(engine, [warm_up.request(prompts[0].id, prompts[0].ids, 0)]))
+    rates: dict[str, list[float]] = {name: [] for name in engines}
+    stats = {name: SpeculationStats() for name in engines}
+    names = list(engines)
+    for number, prompt in enumerate(prompts):
+        first = number % len(names)
+        for name in [*names[first:], *names[:first]]:
+            rate, one = _decode_rate(engines[name], decoding.request(prompt.id, prompt.ids, number))
+            rates[name].append(rate)
+            stats[name].add(one)
+        report(number + 1)
+    return rates, stats
 
 
 def compare_greedy(
     bench: Bench, prompts: Sequence[EvaluationPrompt], max_new_tokens: int, report: Report
 ) -> Losslessness:
-    """Token-for-token comparison of speculative and plain greedy decoding.
+    """Token-for-token comparison of speculative and plain greedy decoding, all turns.
 
     Meant for an fp32 target: there both must be equal. In bf16 a one-token and
     an eight-token product round differently, and near-ties flip even without
     a draft.
     """
-    outputs: list[dict[str, tuple[int, ...]]] = []
-    context = max(len(p.ids) for p in prompts) + max_new_tokens
+    short = replace(bench, max_new_tokens=max_new_tokens)
+    context, total = short.context(prompts), sum(prompt.num_turns for prompt in prompts)
+    outputs: list[dict[str, tuple[tuple[int, ...], ...]]] = []
+
+    def progress(part: int) -> Report:
+        return lambda done: report((part + done / total) / 2 * len(prompts))
+
     policies: tuple[LengthPolicy, ...] = (OffPolicy(), FixedPolicy())
     for part, policy in enumerate(policies):
-        engine = bench.engine(policy, _SLOTS, context)
-        tokens: dict[str, list[int]] = {}
-        finished = 0
-        requests = [EngineRequest(p.id, p.ids, SamplingParams(max_new_tokens, 0.0)) for p in prompts]
-        for event in run_to_completion(engine, requests):
-            tokens.setdefault(event.request_id, []).extend(event.token_ids)
-            if event.finish_reason is not None:
-                finished += 1
-                report((part + finished / len(prompts)) / 2 * len(prompts))
-        outputs.append({name: tuple(ids) for name, ids in tokens.items()})
-    plain, speculative = outputs
-    differing = [p.id for p in prompts if plain[p.id] != speculative[p.id]]
+        engine = short.engine(policy, SLOTS, context)
+        outputs.append(greedy_answers(engine, short.target, prompts, max_new_tokens, context, progress(part)))
+    return compare_answers(prompts, *outputs)
+
+
+def greedy_answers(
+    engine: Engine,
+    target: Target,
+    prompts: Sequence[EvaluationPrompt],
+    max_new_tokens: int,
+    context: int,
+    report: Report = lambda done: None,
+) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Greedy answers to every turn, by prompt; ``report`` gets finished turns."""
+    answers: dict[str, list[tuple[int, ...]]] = {prompt.id: [] for prompt in prompts}
+    for done, turn in enumerate(answer_turns(engine, target, prompts, Decoding(max_new_tokens), context), start=1):
+        answers[turn.prompt.id].append(turn.answer)
+        report(done)
+    return {name: tuple(turns) for name, turns in answers.items()}
+
+
+def compare_answers(
+    prompts: Sequence[EvaluationPrompt],
+    plain: Mapping[str, tuple[tuple[int, ...], ...]],
+    speculative: Mapping[str, tuple[tuple[int, ...], ...]],
+) -> Losslessness:
+    """Whether two engines answered every turn of every prompt alike, and where they first did not."""
+    differing = [prompt.id for prompt in prompts if plain[prompt.id] != speculative[prompt.id]]
     first = None
     if differing:
-        name = differing[0]
-        pairs = zip(plain[name], speculative[name], strict=False)
-        at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(plain[name]), len(speculative[name])))
-        first = f"prompt {name}, token {at}"
+        first = _first_difference(differing[0], plain[differing[0]], speculative[differing[0]])
     return Losslessness("diverged" if differing else "lossless", len(prompts), len(prompts) - len(differing), first)
+
+
+def _first_difference(name: str, plain: tuple[tuple[int, ...], ...], speculative: tuple[tuple[int, ...], ...]) -> str:
+    turn, pair = next((t, pair) for t, pair in enumerate(zip(plain, speculative, strict=False)) if pair[0] != pair[1])
+    one, other = pair
+    at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return f"prompt {name}, " + (f"turn {turn + 1}, " if len(plain) > 1 else "") + f"token {at}"
 
 
 def _decode_rate(engine: Engine, request: EngineRequest) -> tuple[float, SpeculationStats]:
@@ -246,12 +253,3 @@ def _transformers_rates(bench: Bench, prompts: Sequence[EvaluationPrompt]) -> li
             lengths.append(out.shape[1] - ids.shape[1])
         rates.append(max(1, lengths[1] - lengths[0]) / max(times[1] - times[0], 1e-9))
     return rates
-
-
-def _calibration_error(bench: Bench, whole: Sequence[StepTrace]) -> float:
-    if not whole or not bench.draft.config.enable_confidence_head:
-        return float("nan")
-    block = bench.draft.config.block_size
-    survival = bench.calibration.survival(np.array([t.confidence_B for t in whole], dtype=np.float64))
-    events = survival_events([t.num_accepted for t in whole], block)
-    return float(np.mean([expected_calibration_error(survival[:, k], events[:, k]) for k in range(block)]))

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, replace
 
 from draftline.calibration.survival import Calibration
 from draftline.draft.stored import stored_draft
 from draftline.engine.policy import OffPolicy, policy_from_spec
 from draftline.errors import InputError
+from draftline.evaluation.acceptance import Acceptance, Report
 from draftline.evaluation.measure import (
-    Acceptance,
     Bench,
-    EvaluationPrompt,
     Losslessness,
-    Report,
     Timing,
     compare_greedy,
     measure_acceptance,
     measure_speed,
 )
-from draftline.evaluation.prompt import SuitePrompt
 from draftline.evaluation.suites import load_suite
+from draftline.evaluation.turns import EvaluationPrompt, tokenised
 from draftline.prompts.spread import even_spread
-from draftline.responses.generate import prompt_ids
 from draftline.spec.models import HELD_OUT
 from draftline.steps.context import StepContext, StepOutput
-from draftline.target.load import Target, load_target
+from draftline.target.load import load_target
 
 
 def evaluate(context: StepContext) -> StepOutput:
@@ -37,81 +33,105 @@ def evaluate(context: StepContext) -> StepOutput:
         FormatError: the draft or the calibration is damaged.
     """
     spec = context.spec.evaluation
-    target = load_target(context.spec.target)
+    bench = _bench(context)
+    suite = load_suite(context.item, spec, context.store, context.inputs["prompts"])
+    fitting = _fitting(bench, [tokenised(bench.target, prompt) for prompt in suite])
+    chosen = even_spread(fitting, spec.max_prompts)
+    by_temperature = [
+        (temperature, chosen if place == 0 else even_spread(chosen, spec.sampled_prompts))
+        for place, temperature in enumerate(spec.temperatures)
+    ]
+    is_proven = context.item == HELD_OUT and spec.lossless_prompts > 0
+    proven = even_spread(fitting, spec.lossless_prompts) if is_proven else []
+    num_turns = [sum(prompt.num_turns for prompt in prompts) for _, prompts in by_temperature]
+    num_timed = min(spec.timing_prompts, num_turns[0])
+    total = float(sum(num_turns) + 3 * num_timed + len(proven))
+
+    def report(base: float, note: str, weight: float = 1.0) -> Report:
+        return lambda done: context.report(base + weight * done, total, "prompts", note)
+
+    found = []
+    for place, (temperature, prompts) in enumerate(by_temperature):
+        note = f"accepted length at temperature {temperature:g}"
+        found.append(measure_acceptance(bench, prompts, temperature, report(sum(num_turns[:place]), note)))
+    # Timed turns have the answers before them fixed, so that every way of decoding does the same work.
+    in_order = sorted(found[0].turns, key=lambda turn: (turn.number, turn.turn))
+    timed = even_spread([turn.as_prompt() for turn in in_order], spec.timing_prompts)
+    num_hf = min(spec.hf_prompts, len(timed))
+    done = sum(num_turns)
+    timing = measure_speed(bench, timed, spec.timing_temperature, num_hf, report(done, "speed", 3.0))
+    lossless = Losslessness("not-checked")
+    if proven:
+        exact = _in_fp32(bench, context)
+        lossless = compare_greedy(
+            exact, proven, spec.lossless_tokens, report(done + 3 * num_timed, "losslessness in fp32")
+        )
+    return _output(context.item, len(suite) - len(fitting), found, timing, lossless)
+
+
+def _bench(context: StepContext) -> Bench:
+    spec = context.spec
+    target = load_target(spec.target)
     draft = stored_draft(context.store, context.inputs["draft"])
     calibration_step = context.inputs["calibration"]
     calibration = Calibration.from_json(
         context.store.get(f"{calibration_step.prefix}/{calibration_step.outputs['file']}").decode()
     )
-    policy = policy_from_spec(context.spec.serving)
-    bench = Bench(
+    policy = policy_from_spec(spec.serving)
+    return Bench(
         target,
         draft,
         calibration,
         policy if policy.wants_draft else OffPolicy(),
-        spec.max_new_tokens,
-        spec.timing_temperature,
-        context.spec.seed,
+        spec.evaluation.max_new_tokens,
+        min(spec.serving.max_context, target.max_context),
+        spec.seed,
     )
-    suite = load_suite(context.item, spec, context.store, context.inputs["prompts"])
-    prompts = _tokenised(target, suite, context.spec.serving.max_context - spec.max_new_tokens)
-    # Files are often sorted by topic: an even spread sees all of them, the head would see the first.
-    chosen = even_spread(prompts, spec.max_prompts)
-    timed = even_spread(chosen, spec.timing_prompts)
-    is_proven = context.item == HELD_OUT and spec.lossless_prompts > 0
-    proven = even_spread(prompts, spec.lossless_prompts) if is_proven else []
-    total = float(len(chosen) + 3 * len(timed) + len(proven))
 
-    def report(base: float, note: str, weight: float = 1.0) -> Report:
-        return lambda done: context.report(base + weight * done, total, "prompts", note)
 
-    acceptance = measure_acceptance(bench, chosen, report(0, "accepted length"))
-    timing = measure_speed(bench, timed, min(spec.hf_prompts, len(timed)), report(len(chosen), "speed", 3.0))
-    lossless = Losslessness("not-checked")
-    if proven:
-        exact = (
-            bench
-            if str(target.dtype) == "torch.float32"
-            else replace(bench, target=load_target(context.spec.target, dtype="fp32"))
+def _in_fp32(bench: Bench, context: StepContext) -> Bench:
+    if str(bench.target.dtype) == "torch.float32":
+        return bench
+    return replace(bench, target=load_target(context.spec.target, dtype="fp32"))
+
+
+def _fitting(bench: Bench, prompts: list[EvaluationPrompt]) -> list[EvaluationPrompt]:
+    """Prompts whose first turn leaves room for an answer."""
+    fitting = [prompt for prompt in prompts if len(prompt.ids) + bench.max_new_tokens <= bench.max_context]
+    if not fitting:
+        raise InputError(
+            "no prompt of the suite fits the context",
+            got=f"{len(prompts)} prompts, the shortest of {min(len(p.ids) for p in prompts)} tokens",
+            expected=f"at most {bench.max_context} with {bench.max_new_tokens} tokens of answer",
+            remedy="Raise serving.max_context, or lower evaluation.max_new_tokens",
         )
-        lossless = compare_greedy(
-            exact, proven, spec.lossless_tokens, report(len(chosen) + 3 * len(timed), "losslessness in fp32")
-        )
-    return _output(context.item, len(chosen), acceptance, timing, lossless)
+    return fitting
 
 
-def _tokenised(target: Target, suite: list[SuitePrompt], limit: int) -> list[EvaluationPrompt]:
-    prompts = []
-    for prompt in suite:
-        messages = [{"role": "system", "content": prompt.system}] if prompt.system else []
-        ids = prompt_ids(target, [*messages, {"role": "user", "content": prompt.turns[0]}])
-        if len(ids) <= limit:
-            prompts.append(EvaluationPrompt(prompt.id, prompt.domain, ids))
-    if not prompts:
-        raise InputError("no prompt of the suite fits the context", remedy="Raise serving.max_context")
-    return prompts
-
-
-def _output(suite: str, num_prompts: int, acceptance: Acceptance, timing: Timing, lossless: Losslessness) -> StepOutput:
-    ece = None if math.isnan(acceptance.ece) else acceptance.ece
+def _output(
+    suite: str, num_left_out: int, found: list[Acceptance], timing: Timing, lossless: Losslessness
+) -> StepOutput:
+    headline = found[0]
     outputs = {
         "suite": suite,
-        "num_prompts": num_prompts,
-        "num_tokens": acceptance.num_tokens,
-        "accepted_length": acceptance.accepted_length,
-        "acceptance_by_position": acceptance.by_position,
-        "survival_by_position": acceptance.survival,
+        "num_left_out": num_left_out,
+        **headline.total.to_json(),
+        "temperature": headline.temperature,
         "tokens_per_s": timing.tokens_per_s,
         "speedup_over_plain": timing.speedup_over_plain,
         "speedup_over_transformers": timing.speedup_over_transformers,
         "serving_accepted_length": timing.serving_accepted_length,
         "lossless": asdict(lossless),
-        "ece": ece,
-        "domains": acceptance.domains,
+        "ece": headline.ece,
+        "domains": {name: figures.accepted_length for name, figures in headline.domains.items()},
+        "by_temperature": [one.to_json() for one in found],
     }
     metrics = {
         name: float(value)
         for name, value in outputs.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
+    for one in found[1:]:
+        metrics[f"accepted_length_at_{one.temperature:g}"] = one.total.accepted_length
+        metrics[f"bytes_per_call_at_{one.temperature:g}"] = one.total.bytes_per_call
     return StepOutput(outputs, metrics)

@@ -74,6 +74,7 @@ def smollm2_135m() -> RunSpec:
         "train.loss.tv": 1.0,
         "calibration.max_new_tokens": 64,
         "evaluation.max_prompts": 40,
+        "evaluation.sampled_prompts": 12,
         "evaluation.max_new_tokens": 80,
     }
     return derive(spec, overrides)

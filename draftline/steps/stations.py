@@ -109,7 +109,7 @@ _STATIONS = (
         ("name", "target", "calibration", "responses.sampling", "serving.max_context", "seed"),
         ("prompts", "draft"),
         "ray_jobs.calibrate:run",
-        version=2,
+        version=3,
         on_ray=True,
     ),
     Station(

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from draftline.calibration.fit import (
+from draftline.calibration.fit import fit_temperatures
+from draftline.calibration.measures import (
     area_under_curve,
+    brier_score,
     expected_calibration_error,
-    fit_temperatures,
+    measure_confidences,
     reliability,
     survival_events,
+    sweep_thresholds,
 )
 from draftline.calibration.survival import Calibration
 from draftline.errors import FormatError
@@ -160,3 +163,35 @@ def test_sglang_reads_our_document_and_we_read_sglangs() -> None:
 def test_damaged_and_newer_files_are_refused(text: str, message: str) -> None:
     with pytest.raises(FormatError, match=message):
         Calibration.from_json(text)
+
+
+def test_brier_by_hand() -> None:
+    predicted, observed = np.array([0.0, 0.5, 1.0]), np.array([False, True, False])
+    assert brier_score(predicted, observed) == pytest.approx((0 + 0.25 + 1) / 3)
+    assert np.isnan(brier_score(np.array([]), np.array([], dtype=bool)))
+
+
+def test_measures_are_one_value_a_position() -> None:
+    logits, accepted = over_and_underconfident(300, 6)
+    events = survival_events(accepted, 3)
+    survival = Calibration.identity(3).survival(logits)
+    found = measure_confidences(survival, events)
+    for k in range(3):
+        assert found.ece[k] == expected_calibration_error(survival[:, k], events[:, k])
+        assert found.brier[k] == brier_score(survival[:, k], events[:, k])
+        assert found.auc[k] == area_under_curve(survival[:, k], events[:, k])
+    assert json.loads(json.dumps(found.to_json())) == found.to_json()
+    one_outcome = measure_confidences(np.full((5, 1), 0.5), np.ones((5, 1), dtype=bool))
+    assert one_outcome.to_json()["auc"] == [None]
+    assert fit_temperatures(logits, accepted, "").extra["brier_before"] == list(found.brier)
+
+
+def test_sweep_cuts_each_block_at_the_first_low_survival() -> None:
+    survival = np.array([[0.9, 0.6, 0.5], [0.7, 0.3, 0.1], [0.2, 0.1, 0.05]])
+    whole, half, high, none = sweep_thresholds(survival, [3, 2, 1], (0.0, 0.5, 0.8, 0.95))
+    assert (whole.acceptance_rate, whole.verified_length, whole.accepted_length) == pytest.approx((6 / 9, 3.0, 3.0))
+    # 0.5 itself is not below 0.5: lengths 3, 1, 0, of which 3, 1, 0 are accepted.
+    assert (half.acceptance_rate, half.verified_length, half.accepted_length) == pytest.approx((1.0, 4 / 3, 1 + 4 / 3))
+    assert (high.acceptance_rate, high.verified_length, high.accepted_length) == pytest.approx((1.0, 1 / 3, 1 + 1 / 3))
+    assert np.isnan(none.acceptance_rate) and none.accepted_length == 1.0
+    assert none.to_json() == {"threshold": 0.95, "acceptance_rate": None, "verified_length": 0, "accepted_length": 1}

@@ -91,7 +91,7 @@ def test_the_readme_names_every_command_and_the_two_targets() -> None:
         ["fly"],
         ["run", "--no-such-option"],
         ["compile", "-o"],
-        ["validate", "--set", "draft.num_layers=2"],
+        ["validate", "--set"],
         ["run", "--recipe", "smollm2-136m"],
         ["run", "spec.yaml", "--set", "draft.layers=2"],
     ],

@@ -19,12 +19,16 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from draftline.draft.checkpoint import CONFIG_FILE, WEIGHTS_FILE, DraftModel, export_state, from_files, to_files
 from draftline.draft.config import DraftConfig
+from draftline.draft.eagle3 import ChainInputs, Eagle3Draft
 from draftline.draft.model import DSparkDraft
+from draftline.draft.proposer import EngineRoom, ProcessedTokens
 from draftline.draft.runner import DraftRunner
+from draftline.draft.serve import proposer_between
+from draftline.draft.serving_vocabulary import TargetEnds
 from tests.draft.forward import Sequences, fill_slot, module_outputs, true_previous
-from tests.draft.plain import Array, PlainDraft
+from tests.draft.plain import Array, PlainDraft, PlainEagle3
 from tests.draft.test_model import BASE
-from tests.servers.tiny_target import random_module
+from tests.servers.tiny_target import random_module, randomised
 
 VOCAB, HIDDEN, LAYERS, TOKENS = 61, 32, 6, 20
 TAP_IDS = (0, 2, 4)
@@ -81,6 +85,21 @@ CASES = {
     },
     "vanilla, no confidence": replace(QWEN3, enable_confidence_head=False, confidence_with_markov=False),
     "dflash, confidence": replace(HEADS["dflash"], enable_confidence_head=True),
+}
+EAGLE3 = replace(
+    QWEN3,
+    num_layers=1,
+    mask_token_id=0,
+    markov_rank=0,
+    enable_confidence_head=False,
+    confidence_with_markov=False,
+    ttt_length=4,
+    ttt_decay=0.8,
+)
+EAGLE3_CASES = {
+    "eagle3": EAGLE3,
+    "eagle3, pruned": replace(EAGLE3, draft_vocab_size=len(KEPT)),
+    "eagle3, llama": replace(EAGLE3, family="llama"),
 }
 
 
@@ -213,6 +232,60 @@ def test_the_serving_runner_equals_the_equations(name: str) -> None:
             assert proposal.confidence_RB is not None
             found.add("confidence", proposal.confidence_RB[row], expected.confidence)
     found.check(*kinds_of(config, "log law"))
+
+
+def plain_chain_of(files: dict[str, bytes]) -> PlainEagle3:
+    given = qwen3_sequences()
+    state = {name: value.astype(np.float64) for name, value in load_numpy(files[WEIGHTS_FILE]).items()}
+    embedding, head = given.embedding_VD.double().numpy(), given.lm_head_VD.double().numpy()
+    return PlainEagle3(json.loads(files[CONFIG_FILE]), state, embedding, head)
+
+
+@pytest.mark.parametrize("name", EAGLE3_CASES)
+def test_eagle3s_training_module_equals_the_equations(name: str) -> None:
+    config, given, found = EAGLE3_CASES[name], qwen3_sequences(), Differences()
+    draft = randomised(config, 7, max_positions=64)
+    assert isinstance(draft, Eagle3Draft)
+    plain = plain_chain_of(to_files(DraftModel(config, export_state(draft, vocab_of(config)))))
+    anchors, steps = torch.tensor([ANCHORS, ANCHORS]), torch.arange(config.ttt_length)
+    chain = torch.stack([given.ids_SN[s][torch.tensor(ANCHORS)[:, None] + steps] for s in range(2)])
+    head = given.lm_head_VD if vocab_of(config) is None else given.lm_head_VD[KEPT]
+    with torch.no_grad():
+        inputs = ChainInputs(given.taps_STX, given.ids_SN[:, 1 : TOKENS + 1], anchors, chain)
+        logits = draft(inputs, given.embedding_VD) @ head.T
+    for sample in range(2):
+        taps, ids = given.taps_STX[sample].double().numpy(), given.ids_SN[sample].tolist()
+        for a, anchor in enumerate(ANCHORS):
+            found.add(
+                "logits",
+                logits[sample, a],
+                plain.chain(taps, ids, anchor, ids[anchor + 1 : anchor + config.ttt_length]),
+            )
+    found.check("logits")
+
+
+@pytest.mark.parametrize("name", EAGLE3_CASES)
+def test_eagle3s_serving_runner_equals_the_equations(name: str) -> None:
+    config, given, found = EAGLE3_CASES[name], qwen3_sequences(), Differences()
+    draft = randomised(config, 7, max_positions=64)
+    files = to_files(DraftModel(config, export_state(draft, vocab_of(config))))
+    plain, loaded = plain_chain_of(files), from_files(files[CONFIG_FILE], files[WEIGHTS_FILE])
+    ends = TargetEnds(given.embedding_VD, given.lm_head_VD)
+    runner = proposer_between(loaded, ends, torch.float32, EngineRoom(4, 40))
+    places = [(0, 0, 9), (2, 1, 17)]
+    for slot, sample, anchor in places:
+        positions = torch.arange(anchor)
+        taps = given.taps_STX[sample, :anchor].view(anchor, len(TAP_IDS), HIDDEN)
+        runner.append(ProcessedTokens(given.ids_SN[sample, :anchor], positions, slot * 40 + positions, taps))
+    anchors = [int(given.ids_SN[sample, anchor]) for _, sample, anchor in places]
+    uniforms = torch.rand(2, config.block_size, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    proposal = runner.propose([0, 2], anchors, [9, 17], [1.0, 1.0], uniforms)
+    assert proposal.law_RBW is not None
+    for row, (_, sample, anchor) in enumerate(places):
+        taps, drafted = given.taps_STX[sample].double().numpy(), proposal.token_ids_RB[row].tolist()
+        expected = plain.chain(taps, given.ids_SN[sample].tolist(), anchor, drafted[:-1])
+        found.add("log law", proposal.law_RBW[row].log(), log_softmax(expected))
+    found.check("log law")
 
 
 def log_softmax(logits: Array) -> Array:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from draftline.calibration.survival import Calibration
-from draftline.draft.checkpoint import to_files
+from draftline.draft.checkpoint import DraftModel, to_files
+from draftline.draft.convert import Conversion, convert_checkpoint
 from draftline.engine.build import build_engine, load_draft, run_to_completion
 from draftline.engine.requests import EngineRequest, SamplingParams
 from draftline.errors import FormatError, InputError, TargetError
@@ -95,3 +97,36 @@ def test_a_calibration_for_another_block_size_is_refused(
     file = calibration_file(tmp_path, (1.0, 1.0))
     with pytest.raises(FormatError, match="block"):
         build_engine(loaded_target, serving(policy="threshold"), draft_dir=draft_dir, calibration_file=file)
+
+
+@pytest.mark.parametrize("size", [0, 40])
+def test_copies_of_the_targets_tensors_must_be_the_targets(size: int, loaded_target: Target, tmp_path: Path) -> None:
+    vocab = torch.arange(2, 2 + size) if size else None
+    draft = random_draft(tiny_draft_config(loaded_target.config), 0, vocab=vocab)
+    head = loaded_target.lm_head_VD if vocab is None else loaded_target.lm_head_VD[vocab]
+    frozen = {"embed_tokens.weight": loaded_target.embedding_VD.clone(), "lm_head.weight": head.clone()}
+
+    def loaded() -> DraftModel:
+        for name, data in to_files(replace(draft, frozen=frozen)).items():
+            (tmp_path / name).write_bytes(data)
+        return load_draft(tmp_path, loaded_target)
+
+    assert loaded().frozen == {}
+    for name in frozen:
+        right = frozen[name].clone()
+        frozen[name][3, 5] += 1
+        with pytest.raises(TargetError, match=f"another {name}"):
+            loaded()
+        frozen[name] = right
+
+
+def test_a_draft_of_speculators_is_served_as_it_is(loaded_target: Target, draft_dir: Path, tmp_path: Path) -> None:
+    convert_checkpoint(Conversion(draft_dir, tmp_path / "theirs", "speculators"))
+    engines = [
+        build_engine(loaded_target, serving(), draft_dir=folder, calibration_file=None)
+        for folder in (draft_dir, tmp_path / "theirs")
+    ]
+    answers = [gather(run_to_completion(engine, greedy(questions(loaded_target, 2), 20))) for engine in engines]
+    assert [one.token_ids for one in answers[0].values()] == [one.token_ids for one in answers[1].values()]
+    counts = [[one.stats.num_accepted_tokens for one in each.values()] for each in answers]
+    assert counts[0] == counts[1] and sum(counts[0]) > 0

@@ -32,6 +32,7 @@ def context(tiny_target: Path, loaded_target: Target, tmp_path: Path) -> StepCon
             "target.source": str(tiny_target),
             "target.dtype": "fp32",
             "evaluation.max_prompts": 4,
+            "evaluation.sampled_prompts": 3,
             "evaluation.max_new_tokens": 20,
             "evaluation.timing_prompts": 2,
             "evaluation.hf_prompts": 1,
@@ -74,6 +75,16 @@ def test_all_figures_of_the_held_out_suite(context: StepContext) -> None:
     assert len(figures["acceptance_by_position"]) == len(figures["survival_by_position"]) == 4
     assert set(figures["tokens_per_s"]) == {"speculative", "plain", "transformers"}
     assert json.loads(json.dumps(figures)) == figures
+    greedy, sampled = figures["by_temperature"]
+    assert (greedy["temperature"], sampled["temperature"]) == (0.0, 1.0)
+    assert (greedy["num_prompts"], sampled["num_prompts"]) == (4, 3)
+    assert greedy["accepted_length"] == figures["accepted_length"] != sampled["accepted_length"]
+    assert output.metrics["accepted_length_at_1"] == sampled["accepted_length"]
+    for one in (greedy, sampled):
+        assert set(one["confidence"]) == {"before", "after"} and len(one["threshold_sweep"]) == 9
+        assert one["domains"]["desk"]["accepted_length"] == one["accepted_length"]
+        assert one["bytes_per_call"] > one["accepted_length"]
+    assert figures["num_left_out"] == 1
     scalars = {"num_prompts", "num_tokens", "accepted_length", "speedup_over_plain", "speedup_over_transformers", "ece"}
     assert scalars <= set(output.metrics)
     assert all(output.metrics[name] == figures[name] for name in scalars)
@@ -81,7 +92,7 @@ def test_all_figures_of_the_held_out_suite(context: StepContext) -> None:
     assert isinstance(progress, ListProgress)
     done = [event.done for event in progress.events]
     assert done == sorted(done)
-    assert (done[-1], {event.total for event in progress.events}) == (16.0, {16.0})
+    assert (done[-1], {event.total for event in progress.events}) == (19.0, {19.0})
     assert {event.step for event in progress.events} == {"evaluation:held-out"}
 
 
@@ -98,3 +109,17 @@ def test_a_damaged_draft_or_calibration_is_a_format_error(context: StepContext) 
     context.store.put("draft/d/draft/config.json", b"{}")
     with pytest.raises(FormatError, match="not what was trained"):
         evaluate(context)
+
+
+def test_a_suite_of_several_turns_from_a_file(context: StepContext, tmp_path: Path) -> None:
+    turns = [grammar_pair(random.Random(n))[0] for n in range(4)]
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps({"turns": turns[:2], "domain": "chat"}) + "\n" + json.dumps({"turns": turns[2:]}) + "\n")
+    overrides = {"suites": ["held-out", "mine"], "suite_files": {"mine": str(file)}, "temperatures": [0.0]}
+    spec = derive(context.spec, {f"evaluation.{name}": value for name, value in overrides.items()})
+    spec = derive(spec, {"serving.max_context": 300})
+    figures = evaluate(StepContext("evaluation", "e", spec, context.store, context.inputs, "mine")).outputs
+    assert (figures["num_prompts"], figures["num_turns"]) == (2, 4)
+    assert list(figures["domains"]) == ["chat", "general"]
+    assert figures["lossless"]["verdict"] == "not-checked"
+    assert len(figures["by_temperature"]) == 1

@@ -76,6 +76,19 @@ def test_a_printed_recipe_is_valid(name: str, tmp_path: Path) -> None:
     validated = CliRunner().invoke(app, ["validate", str(path)])
     assert validated.exit_code == 0, validated.stderr
     assert recipe(name).target.source in validated.stdout
+    piped = CliRunner().invoke(app, ["validate"], input=printed.stdout)
+    assert piped.exit_code == 0, piped.stderr
+    assert piped.stdout.startswith("standard input is valid") and recipe(name).target.source in piped.stdout
+
+
+def test_a_piped_spec_is_checked_with_overrides() -> None:
+    printed = CliRunner().invoke(app, ["recipes", "qwen3-4b"]).stdout
+    good = CliRunner().invoke(app, ["validate", "--set", "draft.num_layers=2"], input=printed)
+    assert good.exit_code == 0
+    bad = CliRunner().invoke(app, ["validate", "--set", "draft.num_layers=0"], input=printed)
+    assert bad.exit_code == 2 and "draft.num_layers" in bad.stderr
+    broken = CliRunner().invoke(app, ["validate"], input="drafft: {}")
+    assert broken.exit_code == 2 and "standard input" in broken.stderr
 
 
 def test_a_target_has_its_recipe_or_the_references_settings() -> None:
