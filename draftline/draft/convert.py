@@ -41,8 +41,8 @@ class Conversion:
         destination: Folder to write.
         dialect: ``deepspec`` or ``speculators``.
         target: Directory or hub id of the draft's target: its name is written, and it knows what a dialect leaves out.
-        with_frozen: Write the target's embeddings and LM head into the checkpoint. The head's rows of a pruned
-            vocabulary are always written for speculators, which cannot do without.
+        with_frozen: Write the target's embeddings and LM head into the checkpoint. What
+            speculators cannot do without is always written.
         force: Replace a checkpoint that is already there.
     """
 
@@ -146,7 +146,7 @@ def _require_fit(model: DraftModel, target: TargetFacts) -> None:
 def _wanted_frozen(request: Conversion, model: DraftModel) -> tuple[str, ...]:
     if request.with_frozen:
         return (EMBEDDING, LM_HEAD)
-    return (LM_HEAD,) if request.dialect == speculators.NAME and model.config.is_pruned else ()
+    return speculators.required_frozen(model.config) if request.dialect == speculators.NAME else ()
 
 
 def _frozen_of(folder: Path, model: DraftModel, wanted: tuple[str, ...]) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ Tensors have DeepSpec's names. What differs is ``config.json``:
 - ``sample_from_anchor`` says whether slot k predicts anchor + k + 1, as in DeepSpec (true), or anchor + k (false).
   Absent means true to speculators' own DSpark class and false to readers of older checkpoints: it is always written.
 - ``layer_types`` is always written, since speculators trains with a sliding window unless told otherwise.
-- A pruned vocabulary has its rows of the LM head in the checkpoint; a whole one leaves the head to the target.
+- A pruned vocabulary has its rows of the LM head in the checkpoint, Eagle3 the head and the embeddings too. Without
+  them speculators 0.9 runs on uninitialised memory; other drafts take both from the target.
 - A DFlash draft of DeepSpec's layout is a ``dspark`` of rank 0; speculators' ``dflash`` leaves the anchor's slot
   unused.
 - Of an Eagle3 draft, ``norm_before_residual`` is always written: absent means false here and true to vLLM.
@@ -23,7 +24,7 @@ from typing import Any
 
 from draftline.draft.config import DraftConfig
 from draftline.draft.dialects.files import CheckpointFiles
-from draftline.draft.dialects.model import LM_HEAD, DraftModel, WrittenDraft, checked_model
+from draftline.draft.dialects.model import EMBEDDING, LM_HEAD, DraftModel, WrittenDraft, checked_model
 from draftline.draft.dialects.target_facts import TargetFacts
 from draftline.draft.families import FAMILIES
 from draftline.errors import FormatError, SpecError
@@ -62,6 +63,13 @@ _KEPT = ("num_target_layers", "num_anchors", "ttt_length", "step_loss_decay")
 def recognises(files: CheckpointFiles) -> bool:
     """Whether ``config.json`` says that speculators wrote it."""
     return _TYPE in files.document
+
+
+def required_frozen(config: DraftConfig) -> tuple[str, ...]:
+    """Tensors of the target that readers of this layout need in the checkpoint; others they take from the target."""
+    if config.is_eagle3:
+        return (EMBEDDING, LM_HEAD)
+    return (LM_HEAD,) if config.is_pruned else ()
 
 
 def read(files: CheckpointFiles, target: TargetFacts | None = None) -> DraftModel:
@@ -108,7 +116,7 @@ def write(model: DraftModel, target: TargetFacts | None = None) -> WrittenDraft:
         target: Named as the ``verifier``, when given.
 
     Raises:
-        SpecError: speculators has no such decoder layer, or a pruned vocabulary comes without its rows of the LM head.
+        SpecError: speculators has no such decoder layer, or tensors of the target are missing that readers need.
     """
     _require_writable(model)
     config = model.config
@@ -220,12 +228,14 @@ def _require_writable(model: DraftModel) -> None:
             got=found[0],
             remedy="Keep it in DeepSpec's dialect (--to deepspec)",
         )
-    if config.is_pruned and LM_HEAD not in model.frozen:
-        # vLLM refuses such a checkpoint; speculators 0.9 leaves the head as uninitialised memory.
+    missing = [name for name in required_frozen(config) if name not in model.frozen]
+    if missing:
+        # vLLM refuses a block draft without the head's rows; speculators 0.9 leaves them as uninitialised memory.
+        kind = "an Eagle3 draft" if config.is_eagle3 else "a pruned vocabulary"
         raise SpecError(
-            "a pruned vocabulary needs its rows of the LM head in a checkpoint of speculators",
-            got=f"no {LM_HEAD}",
-            remedy="Name the target (--target TARGET), whose rows are then written",
+            f"{kind} needs copies of the target's tensors in a checkpoint of speculators",
+            got=f"no {' and no '.join(missing)}",
+            remedy="Name the target (--target TARGET), whose tensors are then written",
         )
 
 

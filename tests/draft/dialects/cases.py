@@ -51,7 +51,8 @@ def changed(files: CheckpointFiles, **fields: Any) -> CheckpointFiles:
 
 
 def speculators_files(name: str) -> CheckpointFiles:
-    return files_of(speculators.write(draft(name), TARGET))
+    model = draft(name, with_frozen=bool(speculators.required_frozen(CONFIGS[name])))
+    return files_of(speculators.write(model, TARGET))
 
 
 def write_folder(folder: Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:

@@ -129,12 +129,19 @@ def test_a_tied_target_lends_its_embeddings_as_the_head(tmp_path: Path, target: 
     assert torch.equal(frozen["lm_head.weight"], frozen["embed_tokens.weight"])
 
 
-def test_for_speculators_the_head_of_a_pruned_vocabulary_comes_along(tmp_path: Path, target: Path) -> None:
-    source = deepspec_folder(tmp_path / "a", draft("vanilla, pruned"))
-    with pytest.raises(SpecError, match="rows of the LM head"):
-        convert_checkpoint(Conversion(source, tmp_path / "b", "speculators"))
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [("vanilla, pruned", {"lm_head.weight"}), ("eagle3", {"lm_head.weight", "embed_tokens.weight"}), ("gated", set())],
+)
+def test_what_speculators_needs_of_the_target_comes_along(
+    name: str, needed: set[str], tmp_path: Path, target: Path
+) -> None:
+    source = deepspec_folder(tmp_path / "a", draft(name))
+    if needed:
+        with pytest.raises(SpecError, match="copies of the target's tensors"):
+            convert_checkpoint(Conversion(source, tmp_path / "b", "speculators"))
     convert_checkpoint(Conversion(source, tmp_path / "b", "speculators", str(target)))
-    assert set(load_folder(tmp_path / "b").frozen) == {"lm_head.weight"}
+    assert load_folder(tmp_path / "b").frozen.keys() == needed
 
 
 def nothing_left(folder: Path, *expected: str) -> bool:

@@ -13,11 +13,11 @@ from draftline.draft.dialects.registry import detect_dialect, read_files
 from draftline.errors import FormatError, SpecError
 from tests.draft.dialects.cases import CONFIGS, TARGET, changed, draft, files_of, same, speculators_files
 
-WHOLE = [name for name, config in CONFIGS.items() if not config.is_pruned]
+BARE = [name for name, config in CONFIGS.items() if not speculators.required_frozen(config)]
 
 
 @pytest.mark.parametrize(
-    ("name", "with_frozen"), [*((name, True) for name in CONFIGS), *((name, False) for name in WHOLE)]
+    ("name", "with_frozen"), [*((name, True) for name in CONFIGS), *((name, False) for name in BARE)]
 )
 def test_deepspec_to_speculators_and_back_is_the_same_draft(name: str, with_frozen: bool) -> None:
     first = deepspec.read(files_of(deepspec.write(draft(name, with_frozen=with_frozen))))
@@ -100,7 +100,7 @@ def test_the_document_is_the_one_that_speculators_writes() -> None:
 
 
 def test_an_eagle3_document_says_which_variant_it_is() -> None:
-    document = speculators.write(draft("eagle3"), TARGET).document
+    document = speculators.write(draft("eagle3", with_frozen=True), TARGET).document
     assert document["transformer_layer_config"] == {**LAYER, "num_hidden_layers": 1, "layer_types": ["full_attention"]}
     assert {k: v for k, v in document.items() if k not in ("speculators_config", "transformer_layer_config")} == {
         "architectures": ["Eagle3DraftModel"],
@@ -155,8 +155,8 @@ def test_dflash_is_written_as_dspark_of_rank_0_without_confidence() -> None:
         ("rnn", False, ["vLLM serves only vanilla Markov heads, not 'rnn'"]),
         ("dflash", False, ["markov_rank 0"]),
         ("vanilla, pruned", True, []),
-        ("eagle3", False, ["which lacks q_norm and k_norm"]),
-        ("eagle3, llama", False, []),
+        ("eagle3", True, ["which lacks q_norm and k_norm"]),
+        ("eagle3, llama", True, []),
     ],
 )
 def test_what_vllm_will_not_serve_is_said(name: str, with_frozen: bool, words: list[str]) -> None:
@@ -165,10 +165,25 @@ def test_what_vllm_will_not_serve_is_said(name: str, with_frozen: bool, words: l
     assert all(word in warning for word, warning in zip(words, warnings, strict=True))
 
 
-def test_a_pruned_vocabulary_is_not_written_without_its_rows_of_the_head() -> None:
-    """With such a checkpoint, speculators 0.9 was seen to run on a head of uninitialised memory."""
-    with pytest.raises(SpecError, match=r"rows of the LM head.*--target"):
-        speculators.write(draft("vanilla, pruned"), TARGET)
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [
+        ("vanilla, pruned", ["lm_head.weight"]),
+        ("dflash, pruned", ["lm_head.weight"]),
+        ("eagle3", ["embed_tokens.weight", "lm_head.weight"]),
+        ("eagle3, llama", ["embed_tokens.weight", "lm_head.weight"]),
+        ("eagle3, pruned", ["embed_tokens.weight", "lm_head.weight"]),
+    ],
+)
+def test_nothing_is_written_that_readers_would_run_on_uninitialised_memory(name: str, needed: list[str]) -> None:
+    """As speculators 0.9 was seen to do."""
+    whole = draft(name, with_frozen=True)
+    for missing in needed:
+        frozen = {key: value for key, value in whole.frozen.items() if key != missing}
+        with pytest.raises(SpecError, match=rf"got no {missing}.*--target"):
+            speculators.write(replace(whole, frozen=frozen), TARGET)
+    kept = {key: value for key, value in whole.frozen.items() if key in needed}
+    assert speculators.write(replace(whole, frozen=kept), TARGET).tensors.keys() == {*whole.weights, *needed}
 
 
 def test_an_unnamed_target_is_said_too() -> None:
