@@ -15,11 +15,12 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from components.live_metrics import live_metrics
 from draftline.errors import DraftlineError
 from draftline.jobs import progress_from_environment
 from draftline.spec import RunSpec, load_spec, parse_spec
 from draftline.steps import StepResult
-from draftline.steps.execute import execute
+from draftline.steps.execute import execute, step_key
 from draftline.storage import ObjectStore, open_store
 from draftline.storage.files import translated
 from draftline.storage.uri import parse_uri
@@ -86,7 +87,9 @@ def run_station(
     try:
         spec = read_spec(spec_uri)
         store = open_store(workspace)
-        outcome = execute(station, spec, store, read_inputs(inputs), progress_from_environment(), item=item)
+        given = read_inputs(inputs)
+        with live_metrics(station, lambda: step_key(station, spec, given, item), spec.name):
+            outcome = execute(station, spec, store, given, progress_from_environment(), item=item)
         with translated(f"Cannot write the artifacts of {station}"):
             Path(result.path).write_text(outcome.to_json(), encoding="utf-8")
             result.metadata.update(summarise(outcome))

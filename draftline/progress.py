@@ -8,6 +8,7 @@ earlier one), so a resumed step simply starts at its finished share.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -88,6 +89,35 @@ class JsonlProgress:
         except OSError:
             # Progress is a courtesy: a full disk must fail in the step that writes data, not here.
             pass
+
+
+class EventFile:
+    """Reads what :class:`JsonlProgress` appends, from another process and while it is written.
+
+    Args:
+        path: The file; it may not exist yet.
+        offset: Bytes to pass over: what an earlier run left.
+    """
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self._path = path
+        self._offset = offset
+
+    def new(self) -> list[ProgressEvent]:
+        """Whole events since the last call; damaged lines are passed over."""
+        try:
+            with open(self._path, "rb") as handle:
+                handle.seek(self._offset)
+                data = handle.read()
+        except OSError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        events = []
+        for line in whole.splitlines():
+            with contextlib.suppress(ValueError, TypeError):
+                events.append(ProgressEvent(**json.loads(line)))
+        return events
 
 
 class LineProgress:

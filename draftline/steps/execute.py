@@ -48,7 +48,7 @@ def execute(
         DraftlineError: whatever the station's work raises.
     """
     station = STATIONS[name]
-    input_keys = {name: result.identity for name, result in inputs.items()}
+    input_keys = _identities(inputs)
     facts = outside_facts(station, spec, item)
     key = content_key(station, spec, input_keys, facts)
     context = StepContext(name, key, spec, store, inputs, item, progress)
@@ -72,6 +72,21 @@ def execute(
         _empty_scratch(context)
     progress.emit(ProgressEvent(context.label, "finished", note=output.note, values=result.metrics))
     return result
+
+
+def step_key(name: str, spec: RunSpec, inputs: Mapping[str, StepResult], item: str = "") -> str:
+    """The content key of a step, facts of the outside world looked up.
+
+    Raises:
+        DraftlineError: a file or the target that the spec names is not there.
+        StepError: an input is missing.
+    """
+    station = STATIONS[name]
+    return content_key(station, spec, _identities(inputs), outside_facts(station, spec, item))
+
+
+def _identities(inputs: Mapping[str, StepResult]) -> dict[str, str]:
+    return {name: result.identity for name, result in inputs.items()}
 
 
 def _empty_scratch(context: StepContext) -> None:
