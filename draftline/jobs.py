@@ -64,7 +64,7 @@ def run_job(station: Station, context: StepContext) -> StepOutput:
             raise _died(context.label, completed.returncode, folder)
         document = json.loads(result.read_text())
     if "error" in document:
-        raise _revive(document["error"])
+        raise revive(document["error"])
     return StepOutput(document["outputs"], document["metrics"])
 
 
@@ -109,19 +109,29 @@ def write_result(path: Path, outcome: StepOutput | DraftlineError) -> None:
     if isinstance(outcome, StepOutput):
         document: dict[str, object] = asdict(outcome)
     else:
-        document = {
-            "error": {
-                "type": type(outcome).__name__,
-                "what": outcome.what,
-                "got": None if outcome.got is None else str(outcome.got),
-                "expected": outcome.expected,
-                "remedy": outcome.remedy,
-            }
-        }
+        document = {"error": error_document(outcome)}
     temporary = path.with_suffix(".tmp")
     with translated(f"Cannot write {path}"):
         temporary.write_text(json.dumps(document))
         temporary.replace(path)
+
+
+def error_document(error: DraftlineError) -> dict[str, str | None]:
+    """An error as plain text fields, which :func:`revive` reads."""
+    return {
+        "type": type(error).__name__,
+        "what": error.what,
+        "got": None if error.got is None else str(error.got),
+        "expected": error.expected,
+        "remedy": error.remedy,
+    }
+
+
+def revive(error: Mapping[str, str | None]) -> DraftlineError:
+    """The exception that :func:`error_document` described."""
+    kind = getattr(errors, str(error["type"]), StepError)
+    cls = kind if isinstance(kind, type) and issubclass(kind, DraftlineError) else StepError
+    return cls(str(error["what"]), got=error["got"], expected=error["expected"], remedy=error["remedy"])
 
 
 def _request(context: StepContext) -> str:
@@ -149,9 +159,3 @@ def _died(label: str, exit_code: int, folder: str) -> DraftlineError:
         got=f"exit code {exit_code}",
         remedy="Read its log above; start the same run again and it continues where it stopped",
     )
-
-
-def _revive(error: Mapping[str, str | None]) -> DraftlineError:
-    kind = getattr(errors, str(error["type"]), StepError)
-    cls = kind if isinstance(kind, type) and issubclass(kind, DraftlineError) else StepError
-    return cls(str(error["what"]), got=error["got"], expected=error["expected"], remedy=error["remedy"])

@@ -15,11 +15,14 @@ import torch
 
 from draftline.cache.shards import Manifest
 from draftline.draft.build import num_parameters
-from draftline.errors import DraftlineError, StepError
+from draftline.errors import DraftlineError, FormatError, ObjectNotFound, StepError, TrainingDiverged
+from draftline.jobs import error_document, revive
 from draftline.steps import StepContext, StepOutput
 from draftline.target.load import load_target
 from draftline.training.architecture import draft_config
+from draftline.training.early_stop import best_record
 from draftline.training.loop import DraftTrainer, TrainingInputs
+from draftline.training.workers import Workers
 from ray_jobs.runtime import cluster_cpus, main, reserved_cpus
 
 _HISTORY = "history.jsonl"
@@ -40,6 +43,40 @@ def run(context: StepContext) -> StepOutput:
             remedy="Lower train.num_workers or start a larger cluster",
         )
     started = time.monotonic()
+    context.store.delete(_failure_key(context))
+    _fit(context)
+    _raise_common_failure(context)
+    files = _stored_files(context)
+    history = [json.loads(line) for line in context.store.get(f"{context.prefix}/{_HISTORY}").splitlines()]
+    last = (best_record(history) if train.early_stop_patience else None) or history[-1]
+    target = load_target(context.spec.target)
+    config = draft_config(context.spec, target)
+    metrics = {
+        "train_loss": last["loss"],
+        "train_seconds": time.monotonic() - started,
+        "num_parameters": float(num_parameters(config)),
+    }
+    if "validation_loss" in last:
+        metrics["validation_loss"] = last["validation_loss"]
+        metrics["validation_accepted_length"] = last["accepted_length"]
+    outputs = {
+        "files": files,
+        "draft_vocab_size": config.draft_vocab_size,
+        "target_layer_ids": list(config.target_layer_ids),
+        "num_parameters": int(metrics["num_parameters"]),
+        "history": _HISTORY,
+        "steps": int(last["step"]),
+    }
+    return StepOutput(outputs, metrics)
+
+
+def _fit(context: StepContext) -> None:
+    """Run the workers; a worker that dies is started again with the others, twice at most.
+
+    Raises:
+        DraftlineError: the workers' own error.
+    """
+    train = context.spec.train
     with tempfile.TemporaryDirectory(prefix="draftline-train-") as scratch:
         trainer = ray.train.torch.TorchTrainer(
             _worker,
@@ -60,27 +97,6 @@ def run(context: StepContext) -> StepOutput:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise _cause(error) from None
-    files = _stored_files(context)
-    history = [json.loads(line) for line in context.store.get(f"{context.prefix}/{_HISTORY}").splitlines()]
-    last = history[-1]
-    target = load_target(context.spec.target)
-    config = draft_config(context.spec, target)
-    metrics = {
-        "train_loss": last["loss"],
-        "train_seconds": time.monotonic() - started,
-        "num_parameters": float(num_parameters(config)),
-    }
-    if "validation_loss" in last:
-        metrics["validation_loss"] = last["validation_loss"]
-        metrics["validation_accepted_length"] = last["accepted_length"]
-    outputs = {
-        "files": files,
-        "draft_vocab_size": config.draft_vocab_size,
-        "target_layer_ids": list(config.target_layer_ids),
-        "num_parameters": int(metrics["num_parameters"]),
-        "history": _HISTORY,
-    }
-    return StepOutput(outputs, metrics)
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -89,7 +105,16 @@ def _worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(context.spec.train.threads_per_worker)
     torch.use_deterministic_algorithms(True)
     world = ray.train.get_context()
-    rank, steps = world.get_world_rank(), context.spec.train.steps
+    workers = Workers(world.get_world_rank(), world.get_world_size())
+    try:
+        _train(context, workers)
+    except (TrainingDiverged, FormatError) as error:
+        # It has reached every worker, and would come again: raised here, Ray Train would start all of it anew.
+        if workers.is_first:
+            context.store.put(_failure_key(context), json.dumps(error_document(error)).encode())
+
+
+def _train(context: StepContext, workers: Workers) -> None:
     hidden = context.inputs["hidden-states"]
     counts = json.loads(context.store.get(f"{hidden.prefix}/{hidden.outputs['counts']}"))
     inputs = TrainingInputs(
@@ -102,17 +127,29 @@ def _worker(config: dict[str, Any]) -> None:
     )
 
     def on_step(step: int, figures: dict[str, float]) -> None:
-        if rank == 0:
+        if workers.is_first:
             length = f", accepted length {figures['accepted_length']:.2f}" if "accepted_length" in figures else ""
-            context.report(step, steps, "steps", f"loss {figures['loss']:.3f}{length}", figures)
+            context.report(step, trainer.num_steps, "steps", f"loss {figures['loss']:.3f}{length}", figures)
 
     target = load_target(context.spec.target, dtype="fp32")
-    trainer = DraftTrainer(inputs, target, rank=rank, world_size=world.get_world_size(), on_step=on_step)
+    trainer = DraftTrainer(inputs, target, workers=workers, on_step=on_step)
     trainer.run()
-    if rank == 0:
+    if workers.is_first:
         for name, data in trainer.export().items():
             context.store.put(f"{context.prefix}/draft/{name}", data)
         context.store.put(f"{context.prefix}/{_HISTORY}", trainer.history_file())
+
+
+def _failure_key(context: StepContext) -> str:
+    return f"{context.scratch}/failed.json"
+
+
+def _raise_common_failure(context: StepContext) -> None:
+    try:
+        document = context.store.get(_failure_key(context))
+    except ObjectNotFound:
+        return
+    raise revive(json.loads(document))
 
 
 def _stored_files(context: StepContext) -> dict[str, str]:

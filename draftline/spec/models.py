@@ -305,10 +305,21 @@ class TrainSpec(Part):
     """Optimisation of the draft.
 
     Attributes:
-        num_workers: Ray Train workers (data parallel).
-        threads_per_worker: CPU threads of each; part of the result's identity,
-            since sums are ordered by thread.
-        steps: Optimiser steps.
+        num_workers: Ray Train workers (data parallel). Like the next three, it
+            changes the order in which numbers are added, so the last bits of
+            the draft, and is no part of the content key: a run may go on with
+            other values.
+        threads_per_worker: CPU threads of each.
+        parallel: ``ddp`` holds the whole draft on every worker; ``fsdp``
+            shards weights, gradients and optimiser state over them.
+        micro_batch: Samples that a worker takes through the draft at once, a
+            step's share in several passes; 0 takes the whole share. Bounds
+            memory.
+        precision: Of the forward and backward passes: ``bf16`` by autocast.
+            Weights, gradients and optimiser state are fp32 either way.
+        steps: Optimiser steps; not read where ``epochs`` is set.
+        epochs: Passes over the training samples, from which the steps follow
+            once the cache is known; ``None`` takes ``steps``.
         samples_per_step: Sequences per step over all workers.
         anchors_per_sample: Random anchors drawn per sequence and step.
         optimizer: ``muon`` uses Muon for matrices and AdamW for the rest.
@@ -318,13 +329,23 @@ class TrainSpec(Part):
         weight_decay: Decoupled.
         grad_clip: Global norm.
         checkpoint_every_steps: Also the unit of resume.
+        keep_checkpoints: How many of the newest stay while training runs.
         validate_every_steps: Held-out loss and offline accepted length.
+        validation_samples: Held-out samples of each validation, evenly spread
+            over the split.
+        early_stop_patience: Stop after this many validations without a longer
+            accepted length, and export the best validated draft; 0 trains to
+            the end and exports the last.
         loss: Loss weights.
     """
 
     num_workers: PositiveInt = 1
     threads_per_worker: PositiveInt = 2
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    micro_batch: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
     steps: PositiveInt = 900
+    epochs: Annotated[float, Field(gt=0.0)] | None = None
     samples_per_step: PositiveInt = 16
     anchors_per_sample: PositiveInt = 32
     optimizer: Literal["adamw", "muon"] = "muon"
@@ -334,15 +355,18 @@ class TrainSpec(Part):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     grad_clip: Annotated[float, Field(gt=0.0)] = 1.0
     checkpoint_every_steps: PositiveInt = 100
+    keep_checkpoints: PositiveInt = 2
     validate_every_steps: PositiveInt = 100
+    validation_samples: PositiveInt = 24
+    early_stop_patience: Annotated[int, Field(ge=0)] = 0
     loss: LossSpec = LossSpec()
 
     @model_validator(mode="after")
-    def _divides(self) -> TrainSpec:
-        if self.samples_per_step % self.num_workers:
+    def _enough_samples(self) -> TrainSpec:
+        if self.samples_per_step < self.num_workers:
             raise ValueError(
-                f"samples_per_step={self.samples_per_step} is not a multiple of num_workers={self.num_workers}; "
-                "every worker takes an equal share of each step"
+                f"samples_per_step={self.samples_per_step} is below num_workers={self.num_workers}; "
+                "every worker takes at least one sample of each step"
             )
         return self
 

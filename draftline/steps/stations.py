@@ -102,7 +102,33 @@ _STATIONS = (
         on_ray=True,
     ),
     Station(
-        "draft", ("target", "draft", "train", "seed"), ("hidden-states",), "ray_jobs.train:run", version=2, on_ray=True
+        "draft",
+        # Not the workers, their threads, ddp or fsdp, the size of a pass: they change the last bits of a draft, and
+        # a killed run must be able to go on with others (docs/adr/0018). Nor how often progress is saved.
+        (
+            "target",
+            "draft",
+            "train.precision",
+            "train.steps",
+            "train.epochs",
+            "train.samples_per_step",
+            "train.anchors_per_sample",
+            "train.optimizer",
+            "train.lr",
+            "train.muon_lr",
+            "train.warmup_fraction",
+            "train.weight_decay",
+            "train.grad_clip",
+            "train.validate_every_steps",
+            "train.validation_samples",
+            "train.early_stop_patience",
+            "train.loss",
+            "seed",
+        ),
+        ("hidden-states",),
+        "ray_jobs.train:run",
+        version=3,
+        on_ray=True,
     ),
     Station(
         "calibration",

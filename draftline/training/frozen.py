@@ -15,6 +15,7 @@ from draftline.draft.config import DraftConfig
 from draftline.draft.layers import norm_scale
 from draftline.draft.loss import DistillationTargets
 from draftline.draft.vocab import choose_vocab
+from draftline.errors import TrainingDiverged
 from draftline.spec import RunSpec
 from draftline.target.load import Target
 
@@ -23,7 +24,7 @@ _FEATURE_FLOOR = 1e-3
 
 
 class FrozenEnds:
-    """The target's embeddings and LM head in fp32, and the part of its vocabulary that the draft may propose.
+    """The target's embeddings, its LM head in the precision of training, and the vocabulary that the draft may propose.
 
     Args:
         spec: The run spec.
@@ -43,7 +44,8 @@ class FrozenEnds:
         self.vocab_W = choose_vocab(counts, spec.draft.vocab_size, target.vocab_size, target.eos_token_ids)
         self.columns_V = _columns(self.vocab_W, target.vocab_size)
         self.embedding_VD = target.embedding_VD.float()
-        head = target.lm_head_VD.float()
+        # The loss multiplies in the head's dtype.
+        head = target.lm_head_VD.to(torch.bfloat16 if spec.train.precision == "bf16" else torch.float32)
         self.head_WD = head if self.vocab_W is None else head[self.vocab_W].contiguous()
         self.norm_scale_D = norm_scale(target.weights["model.norm.weight"].float(), target.config.family_facts)
 
@@ -58,14 +60,27 @@ class FrozenEnds:
 
 
 def measure_features(config: DraftConfig, source: SampleSource) -> Tensor:
-    """``[L * D]``: 1 / root-mean-square of every tap channel, over the first samples of the stream."""
+    """``[L * D]``: 1 / root-mean-square of every tap channel, over the first samples of the stream.
+
+    Raises:
+        TrainingDiverged: a tap is not finite; named here, or every later step would be NaN and blame its own samples.
+    """
     count = min(_FEATURE_SAMPLES, source.num_samples)
     source.announce(range(count))
     total = torch.zeros(len(config.target_layer_ids) * config.hidden_size, dtype=torch.float64)
     tokens = 0
     for position in range(count):
-        taps = source.at(position).taps_TLD
-        total += taps.reshape(taps.shape[0], -1).double().pow(2).sum(0)
+        sample = source.at(position)
+        taps = sample.taps_TLD
+        squares = taps.reshape(taps.shape[0], -1).double().pow(2).sum(0)
+        if not bool(squares.isfinite().all()):
+            raise TrainingDiverged(
+                "the cached taps hold NaN or infinity",
+                got=f"sample {sample.sample_id}",
+                expected="finite values",
+                remedy="Take the sample out, or capture it again",
+            )
+        total += squares
         tokens += taps.shape[0]
     return (total / max(tokens, 1)).sqrt().clamp(min=_FEATURE_FLOOR).reciprocal().float()
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor
 
 from draftline.cache.reader import CacheReader, ReadOptions
 from draftline.cache.shards import Manifest
@@ -21,12 +21,17 @@ from draftline.storage.base import ObjectStore
 from draftline.target.load import Target
 from draftline.training.build import new_objective
 from draftline.training.checkpoints import CheckpointStore, TrainingCheckpoint
+from draftline.training.early_stop import best_record, is_exhausted
+from draftline.training.meter import StepMeter
 from draftline.training.objective import WEIGHT, Batch, Objective, Sums
 from draftline.training.optimizers import DraftOptimizer
+from draftline.training.parallel import ParallelObjective, whole
 from draftline.training.reading import reading
+from draftline.training.shares import num_passes, passes, share, spread, step_positions, steps_of_epochs
+from draftline.training.workers import Workers
 
-VALIDATION_SAMPLES = 24
 _VALIDATION_BATCH = 8
+_MODEL, _BEST = "model.", "best."
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,12 @@ class TrainingInputs:
 
 
 class DraftTrainer:
-    """Trains a draft from a cache; exact across restarts.
+    """Trains a draft from a cache; exact across restarts, with any number of workers after each.
 
     Args:
         inputs: What to read.
         target: The frozen target (embeddings and LM head are used).
-        rank: This worker.
-        world_size: All workers.
+        workers: This worker among all.
         on_step: Called after every step with the step number and its figures.
 
     Raises:
@@ -77,14 +81,14 @@ class DraftTrainer:
         inputs: TrainingInputs,
         target: Target,
         *,
-        rank: int = 0,
-        world_size: int = 1,
+        workers: Workers | None = None,
         on_step: Callable[[int, dict[str, float]], None] = lambda step, figures: None,
     ) -> None:
         self._spec = inputs.spec
-        self._rank, self._world = rank, world_size
+        self._train = inputs.spec.train
+        self._workers = workers if workers is not None else Workers()
         self._on_step = on_step
-        source = inputs.source("train", 1 / world_size)
+        source = inputs.source("train", 1 / self._workers.size)
         if source is None:
             raise InputError(
                 "the cache has no 'train' samples",
@@ -93,39 +97,58 @@ class DraftTrainer:
         self._source = source
         self._validation = inputs.source("validation")
         self._objective: Objective[Any] = new_objective(self._spec, target, inputs.counts)
-        self._optimizer = DraftOptimizer(self._objective.model, self._spec.train)
-        self._checkpoints = CheckpointStore(inputs.store, f"{inputs.prefix}/{SCRATCH}")
+        self._checkpoints = CheckpointStore(
+            inputs.store, f"{inputs.prefix}/{SCRATCH}", keep=self._train.keep_checkpoints
+        )
         self._history: list[dict[str, Any]] = []
+        self._best: dict[str, Tensor] = {}
+        self._final: dict[str, Tensor] = {}
 
     @property
-    def num_parameters(self) -> int:
-        """Trained parameters."""
-        return sum(p.numel() for p in self._objective.model.parameters())
+    def num_steps(self) -> int:
+        """Optimiser steps of the whole run, if it does not stop early."""
+        train = self._train
+        if train.epochs is None:
+            return train.steps
+        return steps_of_epochs(train.epochs, self._source.num_samples, train.samples_per_step)
 
     def run(self) -> list[dict[str, Any]]:
         """Train to the last step, from the newest checkpoint if there is one; returns the history.
 
         Raises:
-            TrainingDiverged: a loss or gradient is not finite.
+            TrainingDiverged: a loss or gradient is not finite; on every worker alike.
+            FormatError: a shard of the cache is damaged; on every worker alike.
+            StorageError: the cache or the workspace failed; on every worker alike.
         """
-        train = self._spec.train
-        start = self._restore()
-        for step in range(start, train.steps):
+        step = self._start()
+        meter = StepMeter([source for source in (self._source, self._validation) if source is not None])
+        while step < self.num_steps and not self._is_exhausted():
             figures = self._step(step)
-            done = step + 1
-            is_last = done == train.steps
-            if done % train.validate_every_steps == 0 or is_last:
-                figures.update(self._validate())
-            if done % 10 == 0 or is_last or "validation_loss" in figures:
-                self._history.append({"step": done, **figures})
-            if (done % train.checkpoint_every_steps == 0 or is_last) and self._rank == 0:
-                self._save(done)
-            self._on_step(done, figures)
+            num_tokens = figures.pop("tokens")
+            step += 1
+            is_last = step == self.num_steps
+            if step % self._train.validate_every_steps == 0 or is_last:
+                figures.update(self._validate(step))
+            if step % 10 == 0 or is_last or "validation_loss" in figures:
+                self._history.append({"step": step, **figures})
+            is_last = is_last or self._is_exhausted()
+            self._keep_best(step)
+            if step % self._train.checkpoint_every_steps == 0 or is_last:
+                self._save(step)
+            self._on_step(step, {**figures, **meter.figures(num_tokens)})
+        self._final = self._best or self._gather(self._objective.model.state_dict())
+        for source in (self._source, self._validation):
+            if source is not None:
+                source.close()
         return self._history
 
     def export(self) -> dict[str, bytes]:
-        """The trained draft as checkpoint files."""
-        return self._objective.export(self._objective.model.state_dict())
+        """The trained draft as checkpoint files, after :meth:`run`; the first worker's alone to ask for.
+
+        It is the best validated one where training may stop early, the last otherwise.
+        """
+        assert self._workers.is_first and self._final
+        return self._objective.export(self._final)
 
     def history_file(self) -> bytes:
         """The history as JSON lines."""
@@ -134,91 +157,139 @@ class DraftTrainer:
     # -- one step -----------------------------------------------------------------------------------------------
 
     def _step(self, step: int) -> dict[str, float]:
-        batch = self._batch(step)
-        terms = self._objective.terms(batch)
-        packed = terms.sums.pack()
-        if self._world > 1:
-            distributed.all_reduce(packed)
-        sums = terms.sums.unpack(packed)
+        """One optimiser step over all workers; its figures, and ``tokens``."""
+        train, workers = self._train, self._workers
+        mine = share(step_positions(step, train.samples_per_step), workers.rank, workers.size)
+        parts = passes(mine, num_passes(train.samples_per_step, workers.size, train.micro_batch))
+        batches = workers.together(lambda: [self._batch(step, part) for part in parts])
+        self._source.announce(share(step_positions(step + 1, train.samples_per_step), workers.rank, workers.size))
+        ids = [name for batch, _ in batches for name in batch.sample_ids]
+        local = [
+            self._parallel.backward(batch, is_last_pass=number == len(batches) - 1).sums
+            for number, (batch, _) in enumerate(batches)
+        ]
+        sums, num_tokens = self._add_up(local, sum(count for _, count in batches))
         figures = self._objective.figures(sums)
         if not math.isfinite(figures["loss"]):
-            raise _diverged("the loss", step, batch)
-        # Divided once, by the weight of all workers: their gradients add up to the whole step's.
-        (terms.objective / max(sums.scalar(WEIGHT), 1e-9)).backward()
-        self._reduce_gradients()
-        norm = self._optimizer.step(step)
+            raise self._diverged("the loss", step, ids, is_mine=not _is_finite(local))
+        norm = self._optimizer.step(step, self._parallel.gradient_scale(sums.scalar(WEIGHT)))
         if not math.isfinite(norm):
-            raise _diverged("a gradient", step, batch)
-        return figures
+            # Gradients are reduced as they are made: whose was not finite is no longer known.
+            raise self._diverged("a gradient", step, ids, is_mine=True)
+        return {**figures, "tokens": num_tokens}
 
-    def _batch(self, step: int) -> Batch:
-        train = self._spec.train
-        share = train.samples_per_step // self._world
-        first = step * train.samples_per_step + self._rank * share
-        positions = range(first, first + share)
+    def _batch(self, step: int, positions: Sequence[int]) -> tuple[Batch, int]:
+        """A pass's batch and the tokens of its samples."""
         with reading(f"training step {step + 1}"):
             samples = [self._source.at(position) for position in positions]
-        batch: Batch = self._objective.build_batch(samples, positions)
-        following = first + train.samples_per_step
-        self._source.announce(range(following, following + share))
-        return batch
+        return self._objective.build_batch(samples, positions), sum(len(sample.input_ids_T) for sample in samples)
 
-    def _reduce_gradients(self) -> None:
-        if self._world == 1:
-            return
-        grads = [p.grad for p in self._optimizer.parameters if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in grads])
-        distributed.all_reduce(flat)
-        offset = 0
-        for grad in grads:
-            grad.copy_(flat[offset : offset + grad.numel()].view_as(grad))
-            offset += grad.numel()
+    def _add_up(self, local: Sequence[Sums], num_tokens: int = 0) -> tuple[Sums, float]:
+        """Sums over passes and workers."""
+        packed = torch.stack([sums.pack() for sums in local]).sum(0)
+        packed = self._workers.sum(torch.cat([packed, packed.new_tensor([float(num_tokens)])]))
+        return local[0].unpack(packed[:-1]), float(packed[-1])
 
-    @torch.no_grad()
-    def _validate(self) -> dict[str, float]:
-        """Held-out loss and accepted length (the same on every worker)."""
+    def _validate(self, step: int) -> dict[str, float]:
+        """Held-out loss and accepted length over an even spread of the split."""
         if self._validation is None:
             return {}
-        count = min(VALIDATION_SAMPLES, self._validation.num_samples)
-        total: Sums | None = None
-        for first in range(0, count, _VALIDATION_BATCH):
-            positions = range(first, min(first + _VALIDATION_BATCH, count))
-            samples = [self._validation.at(p) for p in positions]
-            sums = self._objective.validate(self._objective.validation_batch(samples, positions))
-            total = sums if total is None else total.unpack(total.pack() + sums.pack())
-        return self._objective.validation_figures(total) if total is not None else {}
+        source, workers = self._validation, self._workers
+        positions = spread(source.num_samples, self._train.validation_samples)
+        local: list[Sums] = []
+        ids: list[str] = []
+        for number in range(0, len(positions), _VALIDATION_BATCH * workers.size):
+            group = positions[number : number + _VALIDATION_BATCH * workers.size]
+            mine = share(group, workers.rank, workers.size)
+            # A worker without a sample of its own runs along, for the others' collective operations; it counts nothing.
+            given = mine or group[:1]
+            batch = workers.together(
+                lambda given=given: self._objective.validation_batch([source.at(p) for p in given], given)  # type: ignore[misc]
+            )
+            sums = self._parallel.validate(batch)
+            local.append(sums if mine else sums.unpack(torch.zeros_like(sums.pack())))
+            ids += batch.sample_ids if mine else ()
+        total, _ = self._add_up(local)
+        figures = self._objective.validation_figures(total)
+        if not all(math.isfinite(value) for value in figures.values()):
+            raise self._diverged("the held-out loss", step, ids, is_mine=not _is_finite(local))
+        return figures
+
+    def _diverged(self, what: str, step: int, ids: Sequence[str], *, is_mine: bool) -> TrainingDiverged:
+        """The error that every worker raises: it names the samples of those workers that saw something not finite."""
+        everyone = self._workers.gather((is_mine, list(ids)))
+        seen = [part for saw_it, part in everyone if saw_it] or [part for _, part in everyone]
+        return TrainingDiverged(
+            f"{what} became NaN or infinite at step {step}",
+            got=f"samples {', '.join(name for part in seen for name in part)}",
+            expected="finite values",
+            remedy="Lower train.lr or train.muon_lr, or take these samples out; the last good checkpoint is kept",
+        )
 
     # -- state --------------------------------------------------------------------------------------------------
 
-    def _restore(self) -> int:
-        step = self._load()
-        if self._world > 1:
-            # Measured on each worker, the start may differ in the last bit, or a factor in its sign.
-            for value in self._objective.model.state_dict().values():
-                distributed.broadcast(value, 0)
+    def _start(self) -> int:
+        """Restore or initialise on the first worker, hand it to all, share the model out; the step to begin with."""
+        workers, model = self._workers, self._objective.model
+        found = workers.together(self._load)
+        tensors = workers.tensors_from_first(found.tensors)
+        self._history = workers.from_first(found.history)
+        step = workers.from_first(found.step)
+        model.load_state_dict(_named(tensors, _MODEL))
+        self._best = _named(tensors, _BEST) if workers.is_first else {}
+        self._parallel = ParallelObjective(self._objective, workers, self._train.parallel, self._train.precision)
+        self._optimizer = DraftOptimizer(model, self._train, self.num_steps)
+        if step:
+            self._optimizer.load_state(tensors)
         return step
 
-    def _load(self) -> int:
+    def _load(self) -> TrainingCheckpoint:
+        """The newest checkpoint, or the state before the first step."""
+        if not self._workers.is_first:
+            return TrainingCheckpoint(0, {}, [])
         found = self._checkpoints.latest()
-        if found is None:
-            self._objective.initialise(self._source)
-            return 0
-        model_state = {k.removeprefix("model."): v for k, v in found.tensors.items() if k.startswith("model.")}
-        self._objective.model.load_state_dict(model_state)
-        self._optimizer.load_state(found.tensors)
-        self._history = list(found.history)
-        return found.step
+        if found is not None:
+            return found
+        self._objective.initialise(self._source)
+        state = self._objective.model.state_dict()
+        return TrainingCheckpoint(0, {f"{_MODEL}{name}": value for name, value in state.items()}, [])
 
     def _save(self, step: int) -> None:
-        tensors = {f"model.{name}": value for name, value in self._objective.model.state_dict().items()}
-        tensors.update(self._optimizer.state())
-        self._checkpoints.save(TrainingCheckpoint(step, tensors, self._history))
+        """Write a checkpoint; all workers take part, the first writes."""
+        state = self._gather(self._objective.model.state_dict())
+        tensors = {f"{_MODEL}{name}": value for name, value in state.items()}
+        tensors.update(self._gather(self._optimizer.state()))
+        tensors.update({f"{_BEST}{name}": value for name, value in self._best.items()})
+
+        def write() -> None:
+            if self._workers.is_first:
+                self._checkpoints.save(TrainingCheckpoint(step, tensors, self._history))
+
+        self._workers.together(write)
+
+    def _gather(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors on the first worker, nothing on the others; all must ask."""
+        gathered = {}
+        for name, value in state.items():
+            full = whole(value).detach()
+            if self._workers.is_first:
+                gathered[name] = full.cpu()
+        return gathered
+
+    def _is_exhausted(self) -> bool:
+        return is_exhausted(self._history, self._train.early_stop_patience)
+
+    def _keep_best(self, step: int) -> None:
+        """Hold the weights of the best validation, if they are to be exported; they travel in every checkpoint."""
+        best = best_record(self._history) if self._train.early_stop_patience else None
+        if best is not None and best["step"] == step:
+            state = self._gather(self._objective.model.state_dict())
+            self._best = {name: value.clone() for name, value in state.items()}
 
 
-def _diverged(what: str, step: int, batch: Batch) -> TrainingDiverged:
-    return TrainingDiverged(
-        f"{what} became NaN or infinite at step {step}",
-        got=f"samples {', '.join(batch.sample_ids[:4])}",
-        expected="finite values",
-        remedy="Lower train.lr or train.muon_lr; the last good checkpoint is kept",
-    )
+def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _is_finite(local: Sequence[Sums]) -> bool:
+    return all(bool(sums.pack().isfinite().all()) for sums in local)

@@ -77,8 +77,11 @@ TENSOR_MODULES = {
     "draftline.training.eagle3_objective",
     "draftline.training.frozen",
     "draftline.training.loop",
+    "draftline.training.meter",
     "draftline.training.objective",
     "draftline.training.optimizers",
+    "draftline.training.parallel",
+    "draftline.training.workers",
 }
 """The core's modules that need torch. All others form the torch-free ring, where a new module starts."""
 

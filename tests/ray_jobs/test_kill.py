@@ -5,169 +5,22 @@ The jobs run as in production, as child processes on a real Ray.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
+import psutil
 import pytest
 
 from draftline.cache.shards import Manifest
-from draftline.jobs import EVENTS_ENV
-from draftline.spec import RunSpec, derive, dump_spec, recipe
+from draftline.errors import TrainingDiverged
+from draftline.spec import derive
 from draftline.steps.context import StepContext, StepOutput
 from draftline.steps.ledger import StepResult
-from draftline.storage.local import LocalStore
-from draftline.target.load import Target
-from draftline.tokens.station import run as run_tokens
-from pipelines.embedded.platform import Platform
-from tests.training.cases import conversations
+from tests.ray_jobs.bench import Bench
 
 pytestmark = pytest.mark.slow
-
-NUM_CONVERSATIONS = 160
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where the jobs run."""
-
-    folder: Path
-    env: Mapping[str, str]
-    spec: RunSpec
-    store: LocalStore
-
-    def start(self, module: str, context: StepContext) -> tuple[subprocess.Popen[bytes], Path]:
-        """The job as a child in a process group of its own, and its result file."""
-        request, result = self.folder / f"{context.key}.json", self.folder / f"{context.key}-result.json"
-        request.write_text(
-            json.dumps(
-                {
-                    "station": context.station,
-                    "key": context.key,
-                    "item": context.item,
-                    "workspace": self.store.uri,
-                    "spec": dump_spec(self.spec),
-                    "inputs": {name: value.to_json() for name, value in context.inputs.items()},
-                }
-            )
-        )
-        log = open(self.folder / f"{context.key}.log", "ab")  # noqa: SIM115 (the child keeps it)
-        with log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", module, str(request), str(result)],
-                env={**self.env, EVENTS_ENV: str(self.events(context))},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        return process, result
-
-    def events(self, context: StepContext) -> Path:
-        """The progress file of the job's next (or present) run."""
-        return self.folder / f"{context.key}.events"
-
-    def finish(self, module: str, context: StepContext) -> StepOutput:
-        """Run the job to its end, with a progress file of its own."""
-        if self.events(context).exists():
-            self.events(context).rename(self.folder / f"{context.key}.events-before")
-        process, result = self.start(module, context)
-        try:
-            code = process.wait(240)
-        finally:
-            self.kill(process)
-        log = (self.folder / f"{context.key}.log").read_text()
-        assert code == 0, log[-3000:]
-        return StepOutput(**json.loads(result.read_text()))
-
-    def kill_when(self, module: str, context: StepContext, is_time: Callable[[], bool]) -> None:
-        """Start the job and SIGKILL its whole group at the given moment."""
-        process, result = self.start(module, context)
-        try:
-            deadline = time.monotonic() + 240
-            while not is_time():
-                assert process.poll() is None, (self.folder / f"{context.key}.log").read_text()[-3000:]
-                assert time.monotonic() < deadline
-                time.sleep(0.005)
-        finally:
-            self.kill(process)
-        assert process.returncode == -signal.SIGKILL
-        assert not result.exists()
-
-    @staticmethod
-    def kill(process: subprocess.Popen[bytes]) -> None:
-        """End the group of a child that may be over already."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
-
-    def names(self, context: StepContext, folder: str = "") -> list[str]:
-        """Objects of a step, relative to its folder."""
-        prefix = f"{context.prefix}/{folder}"
-        return [info.key.removeprefix(f"{context.prefix}/") for info in self.store.list(prefix)]
-
-
-@pytest.fixture(scope="module")
-def bench(platform: Platform, tiny_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    folder = tmp_path_factory.mktemp("kill")
-    store = LocalStore(folder / "workspace")
-    store.create()
-    spec = derive(
-        recipe("smollm2-135m"),
-        {
-            "target.source": str(tiny_target),
-            "target.dtype": "fp32",
-            "workspace": store.uri,
-            "tokens.max_length": 120,
-            "tokens.shard_tokens": 30,
-            "cache.workers": 1,
-            "draft.block_size": 4,
-            "draft.num_taps": 2,
-            "draft.vocab_size": 60,
-            "draft.markov_rank": 8,
-            "train.steps": 40,
-            "train.samples_per_step": 4,
-            "train.anchors_per_sample": 8,
-            "train.checkpoint_every_steps": 2,
-            "train.validate_every_steps": 20,
-            "train.threads_per_worker": 1,
-        },
-    )
-    env = {**os.environ, **platform.ray_client_env, "PYTHONUNBUFFERED": "1"}
-    return Bench(folder, env, spec, store)
-
-
-@pytest.fixture(scope="module")
-def tokens(bench: Bench, loaded_target: Target) -> StepResult:
-    """The tokens step, from hand-made responses."""
-    lines = []
-    for number, (name, ids, mask) in enumerate(conversations(loaded_target, NUM_CONVERSATIONS)):
-        start = mask.index(1)
-        turns = [{"prompt_ids": ids[:start], "response_ids": ids[start:]}]
-        split = "validation" if number % 20 == 0 else "train"
-        lines.append(json.dumps({"id": name, "split": split, "turns": turns}) + "\n")
-    name, data = "shard-00000.jsonl", "".join(lines).encode()
-    bench.store.put(f"responses/r/{name}", data)
-    digests = {name: hashlib.sha256(data).hexdigest()}
-    outputs = {"shards": [name], "sha256": digests, "target": loaded_target.fingerprint}
-    responses = StepResult("responses", "r", outputs=outputs)
-    output = run_tokens(StepContext("tokens", "t", bench.spec, bench.store, {"responses": responses}))
-    return StepResult("tokens", "t", outputs=dict(output.outputs))
-
-
-@pytest.fixture(scope="module")
-def captured(bench: Bench, tokens: StepResult) -> StepResult:
-    """An undisturbed capture."""
-    context = StepContext("hidden-states", "undisturbed-capture", bench.spec, bench.store, {"tokens": tokens})
-    output = bench.finish("ray_jobs.capture", context)
-    return StepResult("hidden-states", context.key, outputs=dict(output.outputs))
 
 
 def test_a_killed_capture_goes_on_to_the_same_bytes(bench: Bench, tokens: StepResult, captured: StepResult) -> None:
@@ -197,9 +50,15 @@ def _digest(bench: Bench, context: StepContext, name: str) -> str:
     return hashlib.sha256(bench.store.get(f"{context.prefix}/{name}")).hexdigest()
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(bench: Bench, captured: StepResult) -> None:
+@pytest.fixture(scope="module")
+def trained(bench: Bench, captured: StepResult) -> tuple[StepContext, StepOutput]:
+    """An undisturbed training by one worker."""
     context = StepContext("draft", "undisturbed-draft", bench.spec, bench.store, {"hidden-states": captured})
-    undisturbed = bench.finish("ray_jobs.train", context)
+    return context, bench.finish("ray_jobs.train", context)
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(bench: Bench, trained: tuple[StepContext, StepOutput]) -> None:
+    context, undisturbed = trained
     weights = bench.store.get(f"{context.prefix}/draft/model.safetensors")
     assert hashlib.sha256(weights).hexdigest() == undisturbed.outputs["files"]["model.safetensors"]
     killed = replace(context, key="killed-draft")
@@ -213,6 +72,82 @@ def test_a_killed_training_goes_on_to_the_same_weights(bench: Bench, captured: S
     steps = [json.loads(line)["done"] for line in bench.events(killed).read_text().splitlines()]
     # A worker of the killed run may live for a moment and report one step more.
     assert sorted(set(steps)) == list(range(int(min(steps)), 41)) and min(steps) > 1, "the second run began anew"
+
+
+def test_a_killed_training_goes_on_with_another_number_of_workers(
+    bench: Bench, trained: tuple[StepContext, StepOutput]
+) -> None:
+    """One worker is killed; two, sharded, go on: the same samples, so the same curve but for rounding."""
+    context, _ = trained
+    killed = replace(context, key="regrouped-draft")
+    bench.kill_when("ray_jobs.train", killed, lambda: len(bench.names(killed, "scratch/")) == 2)
+    assert bench.names(killed, "draft/") == [], "the kill came too late to test anything"
+    pair = replace(killed, spec=derive(bench.spec, {"train.num_workers": 2, "train.parallel": "fsdp"}))
+    bench.finish("ray_jobs.train", pair)
+    steps = [json.loads(line)["done"] for line in bench.events(pair).read_text().splitlines()]
+    assert sorted(set(steps)) == list(range(int(min(steps)), 41)) and min(steps) > 1, "the second run began anew"
+    _assert_same_curve(bench, context, pair)
+
+
+def test_a_killed_worker_is_started_again_and_all_go_on(
+    bench: Bench, captured: StepResult, trained: tuple[StepContext, StepOutput]
+) -> None:
+    """SIGKILL of the second of two workers, the job alive: Ray Train starts both again from the checkpoint."""
+    spec = derive(bench.spec, {"train.num_workers": 2})
+    hurt = StepContext("draft", "hurt-pair", spec, bench.store, {"hidden-states": captured})
+    process, result = bench.start("ray_jobs.train", hurt)
+    victims: list[psutil.Process] = []
+    try:
+        deadline = time.monotonic() + 240
+        while not bench.names(hurt, "scratch/"):
+            assert process.poll() is None and time.monotonic() < deadline
+            victims = victims if len(victims) == 2 else _training_workers(bench.ray_pid)
+            time.sleep(0.005)
+        victims[-1].kill()
+        assert process.wait(240) == 0, (bench.folder / f"{hurt.key}.log").read_text()[-3000:]
+    finally:
+        bench.kill(process)
+    assert result.exists()
+    done = [json.loads(line)["done"] for line in bench.events(hurt).read_text().splitlines()]
+    assert len(done) > len(set(done)), "nothing was done twice: the worker died too late to test anything"
+    assert sorted(set(done)) == list(range(1, 41)) and done.count(1) == 1, "the second attempt began anew"
+    _assert_same_curve(bench, trained[0], hurt)
+
+
+def test_not_a_number_ends_the_job_at_once_with_the_samples(bench: Bench, captured: StepResult) -> None:
+    """No second attempt: it would meet the same samples. The last good checkpoint stays."""
+    spec = derive(bench.spec, {"train.num_workers": 2, "train.muon_lr": 1e30, "train.lr": 1e30})
+    context = StepContext("draft", "diverged", spec, bench.store, {"hidden-states": captured})
+    process, result = bench.start("ray_jobs.train", context)
+    try:
+        assert process.wait(240) == TrainingDiverged.exit_code
+    finally:
+        bench.kill(process)
+    error = json.loads(result.read_text())["error"]
+    assert error["type"] == "TrainingDiverged" and error["got"].startswith("samples ")
+    done = [json.loads(line)["done"] for line in bench.events(context).read_text().splitlines()]
+    assert done == list(range(1, len(done) + 1)), "the workers were started again"
+
+
+def _training_workers(ray_pid: int) -> list[psutil.Process]:
+    """Ray Train's workers of this test's own Ray, the youngest last."""
+    found = [
+        process
+        for process in psutil.Process(ray_pid).children(recursive=True)
+        if "RayTrainWorker" in " ".join(process.cmdline())
+    ]
+    return sorted(found, key=lambda process: process.create_time())
+
+
+def _assert_same_curve(bench: Bench, one: StepContext, two: StepContext) -> None:
+    """Equal to rounding: the figures of forty steps drift apart a little."""
+    curves = [
+        [json.loads(line) for line in bench.store.get(f"{context.prefix}/history.jsonl").splitlines()]
+        for context in (one, two)
+    ]
+    assert [record["step"] for record in curves[0]] == [record["step"] for record in curves[1]]
+    for left, right in zip(*curves, strict=True):
+        assert right == pytest.approx(left, rel=5e-3)
 
 
 def _figures(output: StepOutput) -> dict[str, float]:

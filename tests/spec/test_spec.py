@@ -107,7 +107,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"train.loss.ce": 0, "train.loss.tv": 0, "train.loss.kl": 0}, "learn nothing"),
     ({"train.loss.dpace_alpha": 0}, "greater than 0"),
     ({"train.loss.position_weights": "d-pace"}, "'decay' or 'dpace'"),
-    ({"train.samples_per_step": 3, "train.num_workers": 2}, "not a multiple"),
+    ({"train.samples_per_step": 3, "train.num_workers": 4}, "at least one sample"),
     ({"evaluation.suites": []}, "at least one"),
     ({"evaluation.suites": ["humaneval", "humaneval"]}, "each once"),
     ({"evaluation.suites": ["held-out", "gsm8"]}, "did you mean 'gsm8k'"),

@@ -85,7 +85,16 @@ FROM_REPORT = {"report", "register", "gate", "deploy"}
         ({"draft.num_taps": 3}, FROM_DRAFT | {"hidden-states"}),
         ({"draft.num_layers": 3}, FROM_DRAFT),
         ({"train.steps": 3}, FROM_DRAFT),
-        ({"train.num_workers": 2}, FROM_DRAFT),
+        ({"train.num_workers": 2}, set()),
+        ({"train.threads_per_worker": 7}, set()),
+        ({"train.parallel": "fsdp"}, set()),
+        ({"train.micro_batch": 2}, set()),
+        ({"train.checkpoint_every_steps": 3, "train.keep_checkpoints": 5}, set()),
+        ({"train.precision": "bf16"}, FROM_DRAFT),
+        ({"train.epochs": 2}, FROM_DRAFT),
+        ({"train.early_stop_patience": 2}, FROM_DRAFT),
+        ({"train.validation_samples": 9}, FROM_DRAFT),
+        ({"train.loss.ce": 0.3}, FROM_DRAFT),
         ({"calibration.max_prompts": 3}, FROM_DRAFT - {"draft"}),
         ({"evaluation.max_prompts": 3}, FROM_REPORT | {"evaluation"}),
         ({"evaluation.suites": ["held-out"]}, set()),
@@ -321,3 +330,12 @@ def test_station_functions_exist() -> None:
             assert callable(load_function(station.run))
     with pytest.raises(StepError, match="does not exist"):
         load_function("draftline.gate:no_such_thing")
+
+
+def test_every_training_option_is_in_the_key_or_left_out_on_purpose() -> None:
+    """A new option that changes bytes must not be forgotten in the station's fields."""
+    left_out = {"num_workers", "threads_per_worker", "parallel", "micro_batch", "checkpoint_every_steps"}
+    left_out |= {"keep_checkpoints"}
+    named = {field.removeprefix("train.") for field in STATIONS["draft"].fields if field.startswith("train.")}
+    assert named | left_out == set(type(BASE.train).model_fields)
+    assert not named & left_out

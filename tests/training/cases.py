@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from draftline.cache.hidden import HiddenIndex
 from draftline.cache.shards import Manifest, ShardInfo, decode_shard, encode_shard, shard_name
 from draftline.capture.capture import capture_shard
 from draftline.draft.config import resolve_taps
@@ -106,6 +107,17 @@ def make_inputs(
     )
     ranked = sorted(((t, n) for t, n in counts.items() if n), key=lambda item: (-item[1], item[0]))
     return TrainingInputs(spec, store, "cache", manifest, ranked, "draft/run")
+
+
+def poisoned(data: bytes, sample: int, *, taps: bool = False) -> bytes:
+    """A shard with NaN in one sample, as no capture would write it: in its first tap, or in its last normalisers.
+
+    The record of what only this sample has begins with the taps and ends with the normalisers.
+    """
+    index = HiddenIndex.of(data, origin="the shard")
+    start, size = index.record_range(index.segments(sample)[-1])
+    first, count = (start, 4) if taps else (start + size - 32, 32)
+    return data[:first] + b"\xff" * count + data[first + count :]
 
 
 def grammar_splits(target: Target) -> dict[str, list[list[Conversation]]]:

@@ -145,13 +145,13 @@ def take_steps(model: nn.Module, optimizer: DraftOptimizer, steps: range) -> Non
 def test_optimiser_state_restores_exactly(kind: str) -> None:
     spec = TrainSpec.model_validate({"optimizer": kind, "steps": 8, "weight_decay": 0.1})
     whole, first = small_model(), small_model()
-    take_steps(whole, DraftOptimizer(whole, spec), range(8))
-    optimizer = DraftOptimizer(first, spec)
+    take_steps(whole, DraftOptimizer(whole, spec, 8), range(8))
+    optimizer = DraftOptimizer(first, spec, 8)
     take_steps(first, optimizer, range(3))
     saved = {name: value.clone() for name, value in optimizer.state().items()}
     second = small_model()
     second.load_state_dict(first.state_dict())
-    resumed = DraftOptimizer(second, spec)
+    resumed = DraftOptimizer(second, spec, 8)
     resumed.load_state(saved)
     take_steps(second, resumed, range(3, 8))
     for one, other in zip(whole.parameters(), second.parameters(), strict=True):
@@ -164,6 +164,6 @@ def test_gradients_are_clipped_and_their_norm_returned() -> None:
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 2.0)
     count = sum(p.numel() for p in model.parameters())
-    norm = DraftOptimizer(model, spec).step(0)
+    norm = DraftOptimizer(model, spec, 8).step(0)
     assert norm == pytest.approx(2.0 * count**0.5)
     assert all(p.grad is None for p in model.parameters())

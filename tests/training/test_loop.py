@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,19 +10,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from draftline.cache.hidden import HiddenIndex
-from draftline.draft import bigrams
 from draftline.draft.checkpoint import from_files
 from draftline.engine.requests import EngineRequest, SamplingParams
 from draftline.errors import TrainingDiverged
 from draftline.spec import RunSpec, derive
 from draftline.target.load import Target
-from draftline.training import block_objective, loop
 from draftline.training.architecture import default_mask_token, draft_config
 from draftline.training.checkpoints import CheckpointStore
 from draftline.training.loop import DraftTrainer, TrainingInputs
+from draftline.training.meter import StepMeter
 from tests.engine.runs import answer, make_engine
 from tests.training.cases import (
     SPEC,
@@ -33,6 +31,7 @@ from tests.training.cases import (
     grammar_splits,
     interrupt_at,
     make_inputs,
+    poisoned,
     train,
 )
 
@@ -167,14 +166,7 @@ def test_one_repeated_sample_is_learnt_until_whole_blocks_are_accepted(
 
 def test_not_a_number_names_the_samples_and_keeps_the_last_checkpoint(loaded_target: Target, tmp_path: Path) -> None:
     def damage(name: str, data: bytes) -> bytes:
-        if name != "train-00001.safetensors":
-            return data
-        # The record of what only the third sample has ends with its normalisers. No capture would write a NaN.
-        index = HiddenIndex.of(data, origin=name)
-        start, size = index.record_range(index.segments(2)[-1])
-        end, changed = start + size, bytearray(data)
-        changed[end - 32 : end] = b"\xff" * 32
-        return bytes(changed)
+        return poisoned(data, 2) if name == "train-00001.safetensors" else data
 
     spec = derive(SPEC, {"train.checkpoint_every_steps": 1, "train.samples_per_step": 2})
     inputs = make_inputs(loaded_target, tmp_path, grammar_splits(loaded_target), spec, damage)
@@ -188,78 +180,6 @@ def test_not_a_number_names_the_samples_and_keeps_the_last_checkpoint(loaded_tar
     found = CheckpointStore(inputs.store, "draft/run/scratch").latest()
     assert found is not None and found.step == done[-1]
     assert all(value.isfinite().all() for value in found.tensors.values())
-
-
-class Exchange:
-    """``all_reduce`` between threads, in place of a process group."""
-
-    def __init__(self, size: int) -> None:
-        self._barrier = threading.Barrier(size)
-        self._lock = threading.Lock()
-        self._given: list[Tensor] = []
-
-    def broadcast(self, tensor: Tensor, source: int) -> None:
-        """Everyone takes the value of the thread that is named after the source."""
-        is_source = threading.current_thread().name == f"rank {source}"
-        if not is_source:
-            tensor.zero_()
-        self.all_reduce(tensor)
-
-    def all_reduce(self, tensor: Tensor) -> None:
-        with self._lock:
-            self._given.append(tensor.clone())
-        self._barrier.wait(60)
-        total = torch.stack(self._given).sum(0)
-        self._barrier.wait(60)
-        with self._lock:
-            self._given.clear()
-        tensor.copy_(total)
-        self._barrier.wait(60)
-
-
-def test_two_workers_count_what_one_counts(
-    base: TrainingInputs, loaded_target: Target, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Sums are added in another order, so figures agree to rounding, and the draft nearly so."""
-    spec = derive(SPEC, {"train.optimizer": "adamw", "train.lr": 1e-3})
-    alone = DraftTrainer(replace(base, spec=spec, prefix="alone"), loaded_target)
-    figures = alone.run()
-    exchange, lock = Exchange(2), threading.Lock()
-
-    # Real workers are processes, each with a global generator of its own; threads take turns with theirs.
-    def low_rank(table: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
-        with lock:
-            first, second = bigrams.low_rank(table, rank, seed)
-        # On another processor the same decomposition may come out with other signs.
-        sign = -1.0 if threading.current_thread().name == "rank 1" else 1.0
-        return sign * first, sign * second
-
-    monkeypatch.setattr(block_objective, "low_rank", low_rank)
-    monkeypatch.setattr(
-        loop, "distributed", SimpleNamespace(all_reduce=exchange.all_reduce, broadcast=exchange.broadcast)
-    )
-    trainers = [
-        DraftTrainer(replace(base, spec=spec, prefix="pair"), loaded_target, rank=rank, world_size=2)
-        for rank in range(2)
-    ]
-    histories: dict[int, list[dict[str, float]]] = {}
-    threads = [
-        threading.Thread(
-            target=lambda rank=rank: histories.setdefault(rank, trainers[rank].run()), name=f"rank {rank}", daemon=True
-        )
-        for rank in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    assert histories[0] == histories[1]
-    for one, two in zip(figures, histories[0], strict=True):
-        assert two == pytest.approx(one, rel=2e-3)
-    exports = [from_files(*trainer.export().values()).weights for trainer in (*trainers, alone)]
-    for name, value in exports[0].items():
-        assert torch.equal(value, exports[1][name]), f"the workers drifted apart in {name}"
-        torch.testing.assert_close(value, exports[2][name], atol=2e-3, rtol=1e-2)
 
 
 def test_the_architecture_follows_spec_and_target(loaded_target: Target) -> None:
@@ -297,3 +217,129 @@ def test_other_losses_train_and_add_up(
         assert record["loss"] == pytest.approx(parts + weights.kl * record.get("kl", 0.0))
     assert ("kl" in history[-1]) == (weights.kl > 0)
     assert history[-1]["validation_loss"] < history[0]["validation_loss"]
+
+
+STOPPING = derive(
+    SPEC,
+    {
+        "train.steps": 30,
+        "train.validate_every_steps": 1,
+        "train.checkpoint_every_steps": 4,
+        "train.early_stop_patience": 3,
+        "train.muon_lr": 0.3,
+        "train.lr": 0.1,
+    },
+)
+"""Learns fast and then gets worse."""
+
+
+@pytest.fixture(scope="module")
+def stopped(base: TrainingInputs, loaded_target: Target) -> tuple[list[dict[str, float]], dict[int, Tensor], bytes]:
+    """History of a run that stops early, a weight after every step, and what was exported."""
+    weights: dict[int, Tensor] = {}
+    with deterministic():
+        trainer = DraftTrainer(
+            replace(base, spec=STOPPING, prefix="stopped"),
+            loaded_target,
+            on_step=lambda step, figures: weights.__setitem__(
+                step, trainer._objective.model.norm.weight.detach().clone()
+            ),
+        )
+        history = trainer.run()
+    return history, weights, trainer.export()["model.safetensors"]
+
+
+def test_training_stops_when_held_out_accepted_length_grows_no_more(
+    stopped: tuple[list[dict[str, float]], dict[int, Tensor], bytes],
+) -> None:
+    history, weights, exported = stopped
+    lengths = [record["accepted_length"] for record in history]
+    best = 1 + lengths.index(max(lengths))
+    assert len(history) == list(weights)[-1] == best + 3 < 30, "choose rates at which it gets worse"
+    assert torch.equal(load_safetensors(exported)["norm.weight"], weights[best])
+    assert not torch.equal(weights[best], weights[best + 3])
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 6, 7, 8, 9, 10, 11])
+def test_an_early_stop_is_the_same_after_an_interruption(
+    base: TrainingInputs,
+    loaded_target: Target,
+    stopped: tuple[list[dict[str, float]], dict[int, Tensor], bytes],
+    step: int,
+) -> None:
+    history, weights, exported = stopped
+    inputs = replace(base, spec=STOPPING, prefix=f"stopped-{step}")
+    with pytest.raises(Interrupted):
+        DraftTrainer(inputs, loaded_target, on_step=interrupt_at(min(step, len(weights)))).run()
+    trainer = DraftTrainer(inputs, loaded_target)
+    assert trainer.run() == history
+    assert trainer.export()["model.safetensors"] == exported
+
+
+def test_epochs_decide_the_steps_and_the_schedule(base: TrainingInputs, loaded_target: Target) -> None:
+    """Eleven samples, four a step: two epochs take six steps, as in the spec that says six."""
+    by_epochs = derive(SPEC, {"train.epochs": 2, "train.steps": 100})
+    seen: list[int] = []
+    trainer = DraftTrainer(
+        replace(base, spec=by_epochs, prefix="epochs"), loaded_target, on_step=lambda step, _: seen.append(step)
+    )
+    assert trainer.num_steps == 6
+    trainer.run()
+    assert seen == list(range(1, 7))
+    assert (trainer.export(), trainer.history_file()) == train(replace(base, prefix="by-steps"), loaded_target)
+
+
+def test_bf16_is_for_passes_alone(
+    base: TrainingInputs, loaded_target: Target, uninterrupted: tuple[dict[str, bytes], bytes]
+) -> None:
+    """The curve stays near fp32's; weights, gradients and optimiser state are fp32."""
+    files, history = train(replace(base, spec=derive(SPEC, {"train.precision": "bf16"}), prefix="bf16"), loaded_target)
+    assert files["model.safetensors"] != uninterrupted[0]["model.safetensors"], "nothing ran in bf16"
+    for half, full in zip(history.splitlines(), uninterrupted[1].splitlines(), strict=True):
+        assert json.loads(half)["loss"] == pytest.approx(json.loads(full)["loss"], rel=0.03)
+    found = CheckpointStore(base.store, "bf16/scratch").latest()
+    assert found is not None
+    assert {value.dtype for value in found.tensors.values()} == {torch.float32}
+
+
+def test_taps_that_are_not_finite_name_their_sample(loaded_target: Target, tmp_path: Path) -> None:
+    """They would spoil the measured scale of every tap, and every step then blames another sample."""
+
+    def damage(name: str, data: bytes) -> bytes:
+        return poisoned(data, 2, taps=True) if name == "train-00001.safetensors" else data
+
+    inputs = make_inputs(loaded_target, tmp_path, grammar_splits(loaded_target), SPEC, damage)
+    with pytest.raises(TrainingDiverged, match=r"taps.*sample 0-6"):
+        DraftTrainer(inputs, loaded_target).run()
+
+
+def test_a_held_out_sample_that_is_not_finite_is_named(loaded_target: Target, tmp_path: Path) -> None:
+    def damage(name: str, data: bytes) -> bytes:
+        return poisoned(data, 1) if name.startswith("validation") else data
+
+    inputs = make_inputs(loaded_target, tmp_path, grammar_splits(loaded_target), SPEC, damage)
+    with pytest.raises(TrainingDiverged, match=r"the held-out loss became NaN .* at step 3") as caught:
+        DraftTrainer(inputs, loaded_target).run()
+    assert sorted(str(caught.value.got).removeprefix("samples ").split(", ")) == ["9-0", "9-1", "9-2"]
+    found = CheckpointStore(inputs.store, "draft/run/scratch").latest()
+    assert found is not None and found.step == 2
+
+
+def test_live_figures_say_how_fast_it_goes(base: TrainingInputs, loaded_target: Target) -> None:
+    seen: list[dict[str, float]] = []
+    trainer = DraftTrainer(
+        replace(base, prefix="live"), loaded_target, on_step=lambda step, figures: seen.append(figures)
+    )
+    history = trainer.run()
+    assert all(figures["tokens_per_s"] > 0 and 0 <= figures["data_wait_share"] <= 1 for figures in seen)
+    assert all("tokens_per_s" not in record for record in history), "a result must not depend on the clock"
+
+
+def test_the_meter_counts_tokens_and_waiting() -> None:
+    source = SimpleNamespace(wait_s=1.0)
+    now = [10.0]
+    meter = StepMeter([source], lambda: now[0])  # type: ignore[list-item]
+    now[0], source.wait_s = 12.0, 1.5
+    assert meter.figures(300.0) == {"tokens_per_s": 150.0, "data_wait_share": 0.25}
+    now[0] = 13.0
+    assert meter.figures(50.0) == {"tokens_per_s": 50.0, "data_wait_share": 0.0}
