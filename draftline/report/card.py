@@ -54,6 +54,9 @@ def render_card(data: ReportData) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+_ALGORITHMS = {"dspark": "A DSpark", "dflash": "A DFlash", "eagle3": "An Eagle3"}
+
+
 def _introduction(data: ReportData) -> str:
     draft, spec = data.draft.outputs, data.spec.draft
     taps = ", ".join(str(layer) for layer in draft.get("target_layer_ids", ())) or "none recorded"
@@ -62,8 +65,8 @@ def _introduction(data: ReportData) -> str:
         head = f"{spec.markov_head} sequential head of rank {spec.markov_rank}"
     confidence = "a confidence head" if spec.enable_confidence_head else "no confidence head"
     return (
-        f"A {spec.algorithm} draft for `{_code(data.spec.target.source)}`: {spec.num_layers} layer(s), blocks of "
-        f"{spec.block_size} tokens, {head}, {confidence}, {_count(draft.get('num_parameters'))} parameters, "
+        f"{_ALGORITHMS[spec.algorithm]} draft for `{_code(data.spec.target.source)}`: {spec.num_layers} layer(s), "
+        f"{spec.block_size} tokens at a time, {head}, {confidence}, {_count(draft.get('num_parameters'))} parameters, "
         f"{_count(draft.get('draft_vocab_size'))} draft tokens, taps at target layers {taps}.\n\n"
         "It proposes tokens; the target verifies every one of them. It is of use only together with exactly this "
         "target, and only makes it faster: it does not change what the target says."

