@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from draftline.cache.manifest import Manifest, ShardInfo, shard_name
-from draftline.cache.reader import CacheReader, sample_order
+from draftline.cache.reader import CacheReader, ReadOptions, sample_order
 from draftline.cache.sample import CachedSample
 from draftline.cache.schedule import CaptureSchedule
 from draftline.cache.shards import decode_shard
@@ -124,7 +124,7 @@ def stored(captures: Captures, folder: Path) -> CacheReader:
         store.put(f"cache/{info.name}", data)
         entries.append(ShardInfo.of(info.name, "train", info.num_samples, len(shard.tensors["input_ids"]), data))
     manifest = Manifest("hidden-states", captures.target.fingerprint, tuple(entries), captures.codec, TAPS, 16)
-    return CacheReader(store, "cache", manifest, "train", SEED, WINDOW)
+    return CacheReader(store, "cache", manifest, "train", SEED, ReadOptions(window_shards=WINDOW))
 
 
 def assert_equal(one: CachedSample, other: CachedSample) -> None:
