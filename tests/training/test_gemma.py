@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from draftline.cache.hidden import decode_samples, law_positions
 from draftline.cache.shards import decode_shard
 from draftline.capture.capture import capture_shard
 from draftline.draft.checkpoint import load_folder
@@ -45,23 +47,32 @@ def test_a_draft_of_another_family_takes_the_cap_and_no_scale(gemma: Target) -> 
     assert config.attention_scale == config.head_dim**-0.5
 
 
-def test_the_cache_holds_log_normalisers_of_capped_logits(gemma: Target) -> None:
+@pytest.fixture(scope="module")
+def laws(gemma: Target) -> tuple[Tensor, Tensor]:
+    """Last hidden states and log-normalisers that a capture stores, where it stores them."""
     tokens = decode_shard(token_shard(conversations(gemma, 2), gemma.fingerprint), origin="tokens")
-    shard = decode_shard(capture_shard(gemma, tokens, (0, 1), "fp32"), origin="captured")
-    raw = shard.tensors["last_hidden"] @ gemma.lm_head_VD.t()
+    samples = decode_samples(capture_shard(gemma, tokens, (0, 1), "fp32"), origin="captured")
+    hidden = torch.cat([sample.last_hidden_TD for sample in samples])
+    normaliser = torch.cat([sample.log_normaliser_T for sample in samples])
+    has_law = torch.cat([torch.from_numpy(law_positions(sample.loss_mask_T.bool().numpy())) for sample in samples])
+    assert 0 < has_law.sum() < len(has_law)
+    return hidden[has_law], normaliser[has_law]
+
+
+def test_the_cache_holds_log_normalisers_of_capped_logits(gemma: Target, laws: tuple[Tensor, Tensor]) -> None:
+    hidden, normaliser = laws
+    raw = hidden @ gemma.lm_head_VD.t()
     cap = gemma.config.logit_softcap
     expected = (raw if cap is None else (raw / cap).tanh() * cap).logsumexp(-1)
-    torch.testing.assert_close(shard.tensors["log_normaliser"], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(normaliser, expected, atol=1e-4, rtol=1e-4)
     if cap is not None:
         assert not torch.allclose(raw.logsumexp(-1), expected, atol=0.1)
 
 
-def test_a_draft_that_thinks_as_the_target_is_always_accepted(gemma: Target) -> None:
+def test_a_draft_that_thinks_as_the_target_is_always_accepted(gemma: Target, laws: tuple[Tensor, Tensor]) -> None:
     """Log-normalisers from the cache, the head and the cap belong together: one of them forgotten, and mass is lost."""
-    tokens = decode_shard(token_shard(conversations(gemma, 2), gemma.fingerprint), origin="tokens")
-    shard = decode_shard(capture_shard(gemma, tokens, (0, 1), "fp32"), origin="captured")
-    hidden, labels = shard.tensors["last_hidden"], shard.tensors["input_ids"].long()
-    targets = DistillationTargets(hidden, shard.tensors["log_normaliser"], labels, torch.ones(len(hidden)))
+    hidden, normaliser = laws
+    targets = DistillationTargets(hidden, normaliser, torch.zeros(len(hidden)).long(), torch.ones(len(hidden)))
     options = LossOptions(ce=0.0, tv=1.0, softcap=draft_config(SPEC, gemma).logit_softcap)
     terms = distillation_loss(hidden, None, None, gemma.lm_head_VD, targets, options)
     torch.testing.assert_close(terms.accept_N, torch.ones(len(hidden)), atol=1e-4, rtol=0)
