@@ -1,7 +1,7 @@
 """What block drafts put on their backbone: the sequential head and the confidence head (paper section 3.1).
 
-Dimension letters: S samples of a step, M slots a sample, D hidden,
-V target vocabulary, W draft vocabulary, r Markov rank.
+Dimension letters: M slots of all blocks, D hidden, V target vocabulary,
+W draft vocabulary, r Markov rank.
 
 Parameter names are DeepSpec's, so a state dict is a checkpoint.
 """
@@ -50,19 +50,17 @@ class MarkovHead(nn.Module):
         gate = torch.sigmoid(gate)
         return torch.tanh(output), gate * state + (1 - gate) * torch.tanh(candidate)
 
-    def forward(self, hidden_SMD: Tensor, previous_SMr: Tensor, block_size: int) -> Tensor:
-        """Latents ``[S, M, r]`` of whole blocks."""
+    def forward(self, hidden_MD: Tensor, previous_Mr: Tensor, block_size: int) -> Tensor:
+        """Latents ``[M, r]`` of whole blocks, one after the other."""
         if self.kind != "rnn":
-            return self.step(hidden_SMD, previous_SMr, None)[0]
-        samples, slots = hidden_SMD.shape[:2]
-        hidden = hidden_SMD.view(samples, slots // block_size, block_size, -1)
-        previous = previous_SMr.view(samples, slots // block_size, block_size, -1)
+            return self.step(hidden_MD, previous_Mr, None)[0]
+        hidden, previous = hidden_MD.unflatten(0, (-1, block_size)), previous_Mr.unflatten(0, (-1, block_size))
         state: Tensor | None = None
         latents = []
         for k in range(block_size):
-            latent, state = self.step(hidden[:, :, k], previous[:, :, k], state)
+            latent, state = self.step(hidden[:, k], previous[:, k], state)
             latents.append(latent)
-        return torch.stack(latents, 2).view(samples, slots, -1)
+        return torch.stack(latents, 1).flatten(0, 1)
 
 
 class ConfidenceHead(nn.Module):

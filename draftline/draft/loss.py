@@ -27,7 +27,7 @@ from torch.nn import functional
 from draftline.draft.dpace import DPace, dpace_weights, num_blocks
 from draftline.draft.loss_chunks import RowTerms, TargetLaws, TermWeights, product, row_terms, target_laws
 
-CHUNK_BYTES = 64 << 20
+CHUNK_BYTES = 96 << 20
 """Of one buffer of logits; the draft's and the target's are held at a time."""
 
 

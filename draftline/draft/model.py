@@ -1,9 +1,9 @@
 """The DSpark draft as a trainable module (paper section 3.1, equations 2 to 8).
 
-Dimension letters: S samples of a step, C context positions (padded),
-A anchors a sample, B block size (gamma), M = A * B slots a sample, D hidden,
-H query heads, K key heads, E head size, L taps, V target vocabulary,
-W draft vocabulary, r Markov rank.
+Dimension letters: C context tokens of all samples of a step, G blocks of all
+samples, B block size (gamma), M = G * B slots, D hidden, H query heads, K key
+heads, E head size, L taps, V target vocabulary, W draft vocabulary, r Markov
+rank.
 
 Parameter names are DeepSpec's, so a state dict is a checkpoint.
 """
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from draftline.draft.attention import Attend, BlockLayout, block_attention
 from draftline.draft.config import DraftConfig
 from draftline.draft.heads import ConfidenceHead, MarkovHead
 from draftline.draft.layers import AttentionParts, LayerParts, RMSNorm, Rotary
@@ -24,22 +25,22 @@ from draftline.target.lean import RotaryTable
 
 @dataclass(frozen=True)
 class DraftInputs:
-    """One training step's inputs (teacher forced).
+    """One training step's inputs (teacher forced): the blocks of many samples, packed without padding.
 
     Attributes:
-        taps_SCX: Context features ``[S, C, L * D]``, zero where padded.
-        block_ids_SM: Input token of every slot: anchor, then masks.
-        previous_ids_SM: True token before the one that the slot predicts.
-        positions_SM: Position of every slot.
-        mask_SMT: Additive attention mask ``[S, 1, M, C + M]``: context before
-            the anchor, and the slot's own block.
+        taps_CX: Context features ``[C, L * D]`` of all samples, one after the
+            other, each up to its last anchor.
+        block_ids_M: Input token of every slot: anchor, then masks.
+        previous_ids_M: True token before the one that the slot predicts.
+        positions_M: Position of every slot in its sample.
+        layout: Which slots see which context.
     """
 
-    taps_SCX: Tensor
-    block_ids_SM: Tensor
-    previous_ids_SM: Tensor
-    positions_SM: Tensor
-    mask_SMT: Tensor
+    taps_CX: Tensor
+    block_ids_M: Tensor
+    previous_ids_M: Tensor
+    positions_M: Tensor
+    layout: BlockLayout
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,15 @@ class DraftHidden:
     """What the backbone gives for every slot.
 
     Attributes:
-        hidden_SMD: After the final norm; ``lm_head`` makes logits of it.
-        latent_SMr: Latent of the Markov bias, which ``markov_w2`` maps to the
+        hidden_MD: After the final norm; ``lm_head`` makes logits of it.
+        latent_Mr: Latent of the Markov bias, which ``markov_w2`` maps to the
             vocabulary; ``None`` without a sequential head.
-        confidence_SM: Confidence logits, or ``None``.
+        confidence_M: Confidence logits, or ``None``.
     """
 
-    hidden_SMD: Tensor
-    latent_SMr: Tensor | None
-    confidence_SM: Tensor | None
+    hidden_MD: Tensor
+    latent_Mr: Tensor | None
+    confidence_M: Tensor | None
 
 
 class DSparkDraft(nn.Module):
@@ -118,20 +119,20 @@ class DSparkDraft(nn.Module):
             embedding_VD: The target's frozen input embeddings.
         """
         # Scaling the weight instead of the features saves a pass over the step's largest tensor.
-        context = self.hidden_norm(functional.linear(inputs.taps_SCX, self.fc.weight * self.feature_scale))
-        x = embedding_VD[inputs.block_ids_SM]
+        context = self.hidden_norm(functional.linear(inputs.taps_CX, self.fc.weight * self.feature_scale))
+        x = embedding_VD[inputs.block_ids_M]
         if self.config.embedding_scale != 1.0:
             x = x * self.config.embedding_scale
-        cos_c, sin_c = self._rotary.cos_PE[: context.shape[1]], self._rotary.sin_PE[: context.shape[1]]
-        cos, sin = self._rotary.cos_PE[inputs.positions_SM], self._rotary.sin_PE[inputs.positions_SM]
-        cos_keys = torch.cat([cos_c.expand(len(x), -1, -1), cos], 1)[:, :, None]
-        sin_keys = torch.cat([sin_c.expand(len(x), -1, -1), sin], 1)[:, :, None]
+        positions = torch.cat([inputs.layout.context_positions().to(x.device), inputs.positions_M])
+        rotary_keys = (self._rotary.cos_PE[positions][:, None], self._rotary.sin_PE[positions][:, None])
+        num_groups = self.config.num_heads // self.config.num_kv_heads
+        attend = block_attention(inputs.layout, num_groups, x.device)
         for layer in self.layers:
-            x = layer(x, context, (cos[:, :, None], sin[:, :, None]), (cos_keys, sin_keys), inputs.mask_SMT)
+            x = layer(x, context, rotary_keys, attend)
         hidden = self.norm(x)
         latent = confidence = None
         if self.markov_head is not None:
-            previous = self.markov_head.markov_w1(inputs.previous_ids_SM)
+            previous = self.markov_head.markov_w1(inputs.previous_ids_M)
             latent = self.markov_head(hidden, previous, self.config.block_size)
             if self.confidence_head is not None:
                 confidence = self.confidence_head(hidden, previous)
@@ -146,9 +147,9 @@ class DraftLayer(LayerParts):
     def __init__(self, config: DraftConfig) -> None:
         super().__init__(config, InjectedAttention(config))
 
-    def forward(self, x: Tensor, context: Tensor, rotary_queries: Rotary, rotary_keys: Rotary, mask: Tensor) -> Tensor:
-        """``[S, M, D]`` to ``[S, M, D]``."""
-        return self.finish(x, self.self_attn(self.input_layernorm(x), context, rotary_queries, rotary_keys, mask))
+    def forward(self, x: Tensor, context: Tensor, rotary_keys: Rotary, attend: Attend) -> Tensor:
+        """``[M, D]`` to ``[M, D]``."""
+        return self.finish(x, self.self_attn(self.input_layernorm(x), context, rotary_keys, attend))
 
 
 class InjectedAttention(AttentionParts):
@@ -157,17 +158,13 @@ class InjectedAttention(AttentionParts):
     def __init__(self, config: DraftConfig) -> None:
         super().__init__(config, config.hidden_size)
 
-    def forward(self, x: Tensor, context: Tensor, rotary_queries: Rotary, rotary_keys: Rotary, mask: Tensor) -> Tensor:
-        """``[S, M, D]`` to ``[S, M, D]``."""
-        samples, slots = x.shape[:2]
-        group = self.num_heads // self.num_kv_heads
-        q = self.queries(x, rotary_queries)
-        k, v = self.keys_values(torch.cat([context, x], 1), rotary_keys)
-        # Query heads that share a key head become further query rows, as in the engine.
-        q = q.reshape(samples, slots, self.num_kv_heads, group * self.head_dim).transpose(1, 2)
-        q = q.reshape(samples, self.num_kv_heads, slots * group, self.head_dim)
-        mask = mask.repeat_interleave(group, dim=2)
-        out = functional.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
-        out = out.view(samples, self.num_kv_heads, slots, group * self.head_dim).transpose(1, 2)
-        projected: Tensor = self.o_proj(out.reshape(samples, slots, self.num_heads * self.head_dim))
+    def forward(self, x: Tensor, context: Tensor, rotary_keys: Rotary, attend: Attend) -> Tensor:
+        """``[M, D]`` to ``[M, D]``; ``rotary_keys`` is of the context, then of the slots."""
+        num_context = len(context)
+        q = self.queries(x, (rotary_keys[0][num_context:], rotary_keys[1][num_context:]))
+        k, v = self.keys_values(torch.cat([context, x]), rotary_keys)
+        sizes = [num_context, len(x)]
+        (context_k, own_k), (context_v, own_v) = k.split(sizes), v.split(sizes)
+        out = attend(q, context_k, context_v, own_k, own_v)
+        projected: Tensor = self.o_proj(out.flatten(1))
         return projected

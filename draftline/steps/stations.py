@@ -127,7 +127,7 @@ _STATIONS = (
         ),
         ("hidden-states",),
         "ray_jobs.train:run",
-        version=3,
+        version=4,
         on_ray=True,
     ),
     Station(

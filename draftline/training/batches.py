@@ -3,14 +3,17 @@
 Everything is a pure function of the sample and its place in the stream, so a
 step is the same whichever worker makes it and however often it was restarted.
 
-Dimension letters: S samples, C context positions (padded), A anchors a
-sample, B block size, M = A * B slots, N valid slots of the whole step.
+Samples lie one after the other without padding; of each only the context up
+to its last anchor, since nobody sees what comes after.
+
+Dimension letters: S samples, A anchors of a sample, B block size, M slots of
+the whole step, N valid ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from draftline.cache.reader import CachedSample
+from draftline.draft.attention import BlockLayout
 from draftline.draft.config import DraftConfig
 from draftline.draft.loss import DistillationTargets
 from draftline.draft.model import DraftInputs
@@ -30,7 +34,7 @@ class DraftBatch:
     Attributes:
         inputs: What the draft sees.
         targets: What it is trained towards, for the valid slots only.
-        valid_N: Flat slot index (into ``S * M``) of every valid slot.
+        valid_N: Slot of every valid one.
         sample_ids: For error messages.
     """
 
@@ -84,55 +88,71 @@ def build_draft_batch(
 
     Args:
         samples: S samples.
-        anchors: Equal numbers of anchors of each.
+        anchors: Anchors of each, ascending.
         config: Of the draft.
         columns_V: Draft column of every target id, -1 outside the draft vocabulary.
         position_decay: Slot k weighs exp(-k / position_decay).
     """
-    block, num_anchors = config.block_size, len(anchors[0])
-    # Context after the last anchor is visible to nobody.
-    length = max(int(a.max()) for a in anchors) or 1
-    width = len(config.target_layer_ids) * config.hidden_size
-    taps = torch.zeros(len(samples), length, width)
-    block_ids = torch.full((len(samples), num_anchors * block), config.mask_token_id)
-    previous = torch.empty(len(samples), num_anchors * block, dtype=torch.long)
-    positions = torch.empty_like(previous)
-    context_mask = torch.empty(len(samples), num_anchors * block, length, dtype=torch.bool)
-    hidden, normalisers, labels, weights, valid, rows = [], [], [], [], [], []
-    num_rows = 0
-    decay = position_weights(block, position_decay).repeat(num_anchors)
-    for row, (sample, sample_anchors) in enumerate(zip(samples, anchors, strict=True)):
-        anchor = torch.from_numpy(sample_anchors)
-        used = min(length, len(sample.input_ids_T))
-        taps[row, :used] = sample.taps_TLD[:used].reshape(used, width)
-        slot = (anchor[:, None] + torch.arange(block)).flatten()
-        positions[row] = slot
-        last = len(sample.input_ids_T) - 1
-        block_ids[row, ::block] = sample.input_ids_T[anchor]
-        previous[row] = sample.input_ids_T[slot.clamp(max=last)]
-        context_mask[row] = torch.arange(length)[None] < anchor.repeat_interleave(block)[:, None]
-        mask = sample.loss_mask_T.numpy()
-        ends = torch.from_numpy(run_ends(mask))[anchor].repeat_interleave(block)
-        is_valid = (slot + 1 <= ends) & torch.from_numpy(mask)[anchor].repeat_interleave(block)
-        at = slot[is_valid]
-        valid.append(torch.nonzero(is_valid).squeeze(1) + row * num_anchors * block)
-        # Overlapping blocks predict from the same positions: the target's law is made once for each.
-        used_positions, row_of_slot = torch.unique(at, return_inverse=True)
-        rows.append(row_of_slot + num_rows)
-        num_rows += len(used_positions)
-        hidden.append(sample.last_hidden_TD[used_positions].float())
-        normalisers.append(sample.log_normaliser_T[used_positions])
-        labels.append(columns_V[sample.input_ids_T[at + 1]])
-        weights.append(decay[is_valid])
-    block_of = torch.arange(num_anchors * block) // block
-    own_block = block_of[:, None] == block_of[None, :]
-    visible = torch.cat([context_mask, own_block.expand(len(samples), -1, -1)], 2)
-    additive = torch.zeros(visible.shape).masked_fill_(~visible, float("-inf"))
+    block = config.block_size
+    layout = BlockLayout.of_anchors(block, [a.tolist() for a in anchors])
+    decay = position_weights(block, position_decay)
+    parts, num_slots, num_rows = [], 0, 0
+    for sample, sample_anchors, length in zip(samples, anchors, layout.context_lengths_S, strict=True):
+        part = _sample_blocks(sample, torch.from_numpy(sample_anchors), length, config, columns_V, decay)
+        parts.append(replace(part, valid=part.valid + num_slots, rows=part.rows + num_rows))
+        num_slots, num_rows = num_slots + len(part.positions), num_rows + len(part.hidden)
+
+    def packed(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
+
     return DraftBatch(
-        DraftInputs(taps, block_ids, previous, positions, additive[:, None]),
+        DraftInputs(packed("taps"), packed("block_ids"), packed("previous"), packed("positions"), layout),
         DistillationTargets(
-            torch.cat(hidden), torch.cat(normalisers), torch.cat(labels), torch.cat(weights), torch.cat(rows)
+            packed("hidden"), packed("log_normaliser"), packed("labels"), packed("weights"), packed("rows")
         ),
-        torch.cat(valid),
+        packed("valid"),
         tuple(s.sample_id for s in samples),
+    )
+
+
+@dataclass(frozen=True)
+class _SampleBlocks:
+    """One sample's part of a batch; ``valid`` and ``rows`` count from the sample's first slot and row."""
+
+    taps: Tensor
+    block_ids: Tensor
+    previous: Tensor
+    positions: Tensor
+    valid: Tensor
+    hidden: Tensor
+    log_normaliser: Tensor
+    rows: Tensor
+    labels: Tensor
+    weights: Tensor
+
+
+def _sample_blocks(
+    sample: CachedSample, anchor_A: Tensor, length: int, config: DraftConfig, columns_V: Tensor, decay_B: Tensor
+) -> _SampleBlocks:
+    block = config.block_size
+    ids, mask = sample.input_ids_T, sample.loss_mask_T
+    slot = (anchor_A[:, None] + torch.arange(block)).flatten()
+    block_ids = torch.full((len(slot),), config.mask_token_id)
+    block_ids[::block] = ids[anchor_A]
+    ends = torch.from_numpy(run_ends(mask.numpy()))[anchor_A].repeat_interleave(block)
+    is_valid = (slot + 1 <= ends) & mask[anchor_A].bool().repeat_interleave(block)
+    at = slot[is_valid]
+    # Overlapping blocks predict from the same positions: the target's law is made once for each.
+    used, row_of_slot = torch.unique(at, return_inverse=True)
+    return _SampleBlocks(
+        taps=sample.taps_TLD[:length].flatten(1).float(),
+        block_ids=block_ids,
+        previous=ids[slot.clamp(max=len(ids) - 1)],
+        positions=slot,
+        valid=torch.nonzero(is_valid).squeeze(1),
+        hidden=sample.last_hidden_TD[used].float(),
+        log_normaliser=sample.log_normaliser_T[used],
+        rows=row_of_slot,
+        labels=columns_V[ids[at + 1]],
+        weights=decay_B.repeat(len(anchor_A))[is_valid],
     )

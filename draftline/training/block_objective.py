@@ -66,8 +66,8 @@ class BlockObjective:
         terms = self._distil(out, batch, loss, is_training=True)
         objective = terms.objective
         confidence = objective.new_zeros(())
-        if out.confidence_SM is not None:
-            logits = out.confidence_SM.flatten()[batch.valid_N]
+        if out.confidence_M is not None:
+            logits = out.confidence_M[batch.valid_N]
             weights = batch.targets.weights_N
             if loss.position_weights == "dpace":
                 # Sums are then divided by blocks: a whole block's weights are made to sum to 1.
@@ -89,7 +89,7 @@ class BlockObjective:
         """Held-out loss and teacher-forced greedy accepted length, summed over blocks."""
         out = self._model(batch.inputs, self._ends.embedding_VD)
         terms = self._distil(out, batch, self._spec.train.loss, is_training=False)
-        match = torch.zeros(out.hidden_SMD.shape[0] * out.hidden_SMD.shape[1])
+        match = torch.zeros(len(out.hidden_MD))
         match[batch.valid_N] = (terms.is_greedy_match_N & self._ends.can_propose_best(batch.targets)).float()
         lengths = 1 + match.view(-1, self._config.block_size).cumprod(1).sum(1)
         return Sums(
@@ -148,7 +148,7 @@ class BlockObjective:
     def _distil(self, out: DraftHidden, batch: DraftBatch, loss: LossSpec, *, is_training: bool) -> LossTerms:
         """Terms of a batch; a validation's always with the fixed decay, so that runs can be compared."""
         valid = batch.valid_N
-        latent = out.latent_SMr.flatten(0, 1)[valid] if out.latent_SMr is not None else None
+        latent = out.latent_Mr[valid] if out.latent_Mr is not None else None
         head = self._model.markov_head
         has_dpace = is_training and loss.position_weights == "dpace"
         options = LossOptions(
@@ -160,7 +160,7 @@ class BlockObjective:
             count_matches=not is_training,
         )
         return distillation_loss(
-            out.hidden_SMD.flatten(0, 1)[valid],
+            out.hidden_MD[valid],
             latent,
             head.markov_w2.weight if head is not None else None,
             self._ends.head_WD,

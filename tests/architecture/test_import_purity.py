@@ -26,6 +26,7 @@ TENSOR_MODULES = {
     "draftline.calibration.station",
     "draftline.capture.capture",
     "draftline.decoding.verify",
+    "draftline.draft.attention",
     "draftline.draft.bigrams",
     "draftline.draft.build",
     "draftline.draft.checkpoint",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from draftline.draft.attention import BlockLayout
 from draftline.draft.config import DraftConfig
 from draftline.draft.model import DraftInputs, DSparkDraft
 from draftline.draft.proposer import ProcessedTokens
@@ -37,20 +38,14 @@ def true_previous(config: DraftConfig, ids_SN: Tensor, anchors: Sequence[int]) -
 
 
 def block_inputs(config: DraftConfig, given: Sequences, anchors: Sequence[int], previous_SM: Tensor) -> DraftInputs:
-    """Blocks of every sequence at the same anchors, by the plain rule: context before the anchor, and the own block."""
-    samples, tokens = given.taps_STX.shape[:2]
-    block, slots = config.block_size, config.block_size * len(anchors)
-    mask = torch.full((samples, 1, slots, tokens + slots), float("-inf"))
-    block_ids = torch.full((samples, slots), config.mask_token_id)
-    positions = torch.empty(samples, slots, dtype=torch.long)
-    for a, anchor in enumerate(anchors):
-        for k in range(block):
-            slot = a * block + k
-            mask[:, :, slot, :anchor] = 0
-            mask[:, :, slot, tokens + a * block : tokens + (a + 1) * block] = 0
-            positions[:, slot] = anchor + k
-        block_ids[:, a * block] = given.ids_SN[:, anchor]
-    return DraftInputs(given.taps_STX, block_ids, previous_SM, positions, mask)
+    """Blocks of every sequence at the same ascending anchors."""
+    samples, block = len(given.taps_STX), config.block_size
+    layout = BlockLayout.of_anchors(block, [anchors] * samples)
+    block_ids = torch.full((samples, block * len(anchors)), config.mask_token_id)
+    block_ids[:, ::block] = given.ids_SN[:, list(anchors)]
+    positions = torch.tensor([anchor + k for anchor in anchors for k in range(block)]).repeat(samples)
+    taps = given.taps_STX[:, : anchors[-1]].flatten(0, 1)
+    return DraftInputs(taps, block_ids.flatten(), previous_SM.flatten(), positions, layout)
 
 
 @torch.no_grad()
@@ -60,10 +55,12 @@ def module_outputs(
     """Logits ``[S, A * B, W]`` and confidence logits ``[S, A * B]`` of the training module."""
     out = draft(block_inputs(draft.config, given, anchors, previous_SM), given.embedding_VD)
     head = given.lm_head_VD if vocab_W is None else given.lm_head_VD[vocab_W]
-    logits = out.hidden_SMD @ head.T
+    logits = out.hidden_MD @ head.T
     if draft.markov_head is not None:
-        logits = logits + draft.markov_head.markov_w2(out.latent_SMr)
-    return logits, out.confidence_SM
+        logits = logits + draft.markov_head.markov_w2(out.latent_Mr)
+    samples = len(given.taps_STX)
+    confidence = None if out.confidence_M is None else out.confidence_M.view(samples, -1)
+    return logits.view(samples, -1, logits.shape[-1]), confidence
 
 
 def fill_slot(runner: DraftRunner, taps_TX: Tensor, slot: int, length: int, num_positions: int) -> None:

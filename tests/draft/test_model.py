@@ -165,12 +165,13 @@ def test_blocks_do_not_see_one_another_nor_what_comes_after() -> None:
     previous = true_previous(BASE, IDS, ANCHORS)
     base, _ = module_outputs(draft, GIVEN, ANCHORS, None, previous)
     inputs = block_inputs(BASE, GIVEN, ANCHORS, previous)
-    taps, ids = inputs.taps_SCX.clone(), inputs.block_ids_SM.clone()
+    taps, ids = inputs.taps_CX.clone().view(2, ANCHORS[-1], -1), inputs.block_ids_M.clone().view(2, -1)
     taps[:, ANCHORS[1] :] += 1
     ids[:, 2 * BASE.block_size] = 1
     with torch.no_grad():
-        changed = draft(replace(inputs, taps_SCX=taps, block_ids_SM=ids), EMBEDDING).hidden_SMD
-        unchanged = draft(inputs, EMBEDDING).hidden_SMD
+        changed = draft(replace(inputs, taps_CX=taps.flatten(0, 1), block_ids_M=ids.flatten()), EMBEDDING).hidden_MD
+        unchanged = draft(inputs, EMBEDDING).hidden_MD
+    changed, unchanged = changed.view(2, -1, 24), unchanged.view(2, -1, 24)
     first_two = slice(0, 2 * BASE.block_size)
     torch.testing.assert_close(changed[:, first_two], unchanged[:, first_two], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(changed[:, 2 * BASE.block_size :], unchanged[:, 2 * BASE.block_size :], atol=1e-2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import torch
 from torch import nn
 
 from draftline.cache.reader import CachedSample
+from draftline.draft.attention import BlockLayout
 from draftline.spec import TrainSpec
 from draftline.training.batches import build_draft_batch, draw_anchors, eligible_anchors, run_ends
 from draftline.training.optimizers import DraftOptimizer, orthogonalise, schedule
-from tests.draft.test_model import BASE
+from tests.draft.padded import padded_forward
+from tests.draft.test_model import BASE, make
 
 MASK = np.array([0, 0, 1, 1, 1, 0, 1, 0, 0, 1, 1], dtype=bool)
 
@@ -53,39 +56,36 @@ def test_anchors_depend_on_the_seed_alone(count: int) -> None:
 
 def test_every_slot_by_the_plain_rule() -> None:
     samples = [sample(1), sample(2, 9)]
-    anchors = [np.array([2, 3, 9]), np.array([2, 2, 3])]
+    anchors = [np.array([2, 3, 9]), np.array([2, 3])]
     columns = torch.arange(20) - 3
     columns[columns < 0] = -1
     batch = build_draft_batch(samples, anchors, BASE, columns, position_decay=4.0)
-    block, slots, length = BASE.block_size, 3 * BASE.block_size, 9
-    assert batch.inputs.taps_SCX.shape == (2, length, 72)
-    expected_valid, expected = [], []
-    for row, (one, places) in enumerate(zip(samples, anchors, strict=True)):
+    block, inputs = BASE.block_size, batch.inputs
+    expected_valid, expected, slot = [], [], 0
+    for one, places in zip(samples, anchors, strict=True):
         ids, mask = one.input_ids_T.tolist(), one.loss_mask_T.tolist()
-        for a, anchor in enumerate(places.tolist()):
+        for anchor in places.tolist():
             for k in range(block):
-                slot, position = a * block + k, anchor + k
-                assert int(batch.inputs.positions_SM[row, slot]) == position
-                token = ids[anchor] if k == 0 else BASE.mask_token_id
-                assert int(batch.inputs.block_ids_SM[row, slot]) == token
-                visible = (batch.inputs.mask_SMT[row, 0, slot] == 0).nonzero().flatten().tolist()
-                assert visible == [*range(anchor), *range(length + a * block, length + (a + 1) * block)]
+                position = anchor + k
+                assert int(inputs.positions_M[slot]) == position
+                assert int(inputs.block_ids_M[slot]) == (ids[anchor] if k == 0 else BASE.mask_token_id)
                 if position + 1 < len(ids) and all(mask[anchor : position + 2]):
-                    assert int(batch.inputs.previous_ids_SM[row, slot]) == ids[position]
-                    expected_valid.append(row * slots + slot)
+                    assert int(inputs.previous_ids_M[slot]) == ids[position]
+                    expected_valid.append(slot)
                     expected.append((position, int(columns[ids[position + 1]]), math.exp(-k / 4.0), one))
+                slot += 1
     assert batch.valid_N.tolist() == expected_valid
+    assert inputs.layout == BlockLayout(block, (9, 3), ((2, 3, 9), (2, 3)))
+    assert torch.equal(inputs.taps_CX, torch.cat([samples[0].taps_TLD[:9], samples[1].taps_TLD[:3]]).flatten(1))
     targets = batch.targets
     assert targets.labels_N.tolist() == [label for _, label, _, _ in expected]
     assert targets.weights_N.tolist() == pytest.approx([weight for _, _, weight, _ in expected])
+    assert targets.row_N is not None
     for n, (position, _, _, one) in enumerate(expected):
         row = int(targets.row_N[n])
         assert torch.equal(targets.hidden_UD[row], one.last_hidden_TD[position])
         assert targets.log_normaliser_U[row] == one.log_normaliser_T[position]
     assert len(targets.hidden_UD) == len({(id(one), position) for position, _, _, one in expected})
-    for row, one in enumerate(samples):
-        used = min(length, len(one.input_ids_T))
-        assert torch.equal(batch.inputs.taps_SCX[row, :used], one.taps_TLD[:used].reshape(used, -1))
     assert batch.sample_ids == ("s1", "s2")
 
 
@@ -93,7 +93,8 @@ def test_a_batch_is_a_function_of_its_samples() -> None:
     anchors = [np.array([2, 9])]
     one = build_draft_batch([sample(1)], anchors, BASE, torch.arange(20), 4.0)
     two = build_draft_batch([sample(1)], anchors, BASE, torch.arange(20), 4.0)
-    assert torch.equal(one.inputs.mask_SMT, two.inputs.mask_SMT)
+    assert one.inputs.layout == two.inputs.layout
+    assert torch.equal(one.inputs.taps_CX, two.inputs.taps_CX)
     assert torch.equal(one.targets.hidden_UD, two.targets.hidden_UD)
 
 
@@ -103,8 +104,34 @@ def test_a_sample_without_anchors_gives_no_valid_slot() -> None:
     anchors = [draw_anchors(silent.loss_mask_T.numpy(), 2, (0, 0))]
     batch = build_draft_batch([silent], anchors, BASE, torch.arange(20), 4.0)
     assert len(batch.valid_N) == len(batch.targets.labels_N) == 0
-    assert torch.isfinite(batch.inputs.taps_SCX).all()
-    assert (batch.inputs.mask_SMT == 0).any(-1).all()
+    assert len(batch.inputs.taps_CX) == 0
+    draft = make(BASE)
+    out = draft(batch.inputs, torch.randn(23, 24, generator=torch.Generator().manual_seed(0)))
+    assert torch.isfinite(out.hidden_MD).all()
+    out.hidden_MD.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in draft.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("head", ["vanilla", "gated", "rnn"])
+def test_packed_blocks_equal_padded_ones(head: str) -> None:
+    """Hidden states, confidences and every parameter's gradient, in float64."""
+    config = replace(BASE, markov_head=head)
+    samples = [sample(1), sample(2, 9), sample(4, 40), sample(5, 40)]
+    anchors = [draw_anchors(s.loss_mask_T.numpy(), 6, (1, n)) for n, s in enumerate(samples)]
+    embedding = torch.randn(23, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inputs = build_draft_batch(samples, anchors, config, torch.arange(20), 4.0).inputs
+    inputs = replace(inputs, taps_CX=inputs.taps_CX.double())
+    draft = make(config).double()
+    packed, padded = draft(inputs, embedding), padded_forward(draft, inputs, embedding)
+    results = []
+    for out in (packed, padded):
+        factors = torch.randn(out.hidden_MD.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        total = (out.hidden_MD * factors).sum() + (out.latent_Mr**2).sum() + (out.confidence_M**2).sum()
+        gradients = torch.autograd.grad(total, list(draft.parameters()), allow_unused=True)
+        results.append([out.hidden_MD, out.latent_Mr, out.confidence_M, *(g for g in gradients if g is not None)])
+    assert len(results[0]) == len(results[1]) > 20
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-8)
 
 
 def test_schedule_warms_up_and_falls_to_nothing() -> None:
