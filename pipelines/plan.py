@@ -144,7 +144,8 @@ def _money_table(made: Plan) -> Table:
     table = Table(title="Pay-back", title_justify="left", show_header=False)
     table.add_column("what", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
-    table.add_row(f"work and a cache in {made.codec}", format_money(made.total_cost))
+    stored = "no cache" if made.codec is None else f"a cache in {made.codec}"
+    table.add_row(f"work and {stored}", format_money(made.total_cost))
     table.add_row(
         f"saved per day on {serving.num_gpus:g} GPUs at {serving.speedup:g} x", format_money(made.saving_per_day)
     )

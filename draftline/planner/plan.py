@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -147,7 +148,7 @@ class Plan:
         target: Name of the target.
         num_parameters: Of the target.
         num_taps: Tapped layers.
-        codec: The spec's codec.
+        codec: The spec's codec; ``None`` where it keeps no cache (mode ``stream``).
         epochs: Passes over the corpus.
         assumptions: What was assumed.
         cache: One line per codec, and the reference's layout.
@@ -161,7 +162,7 @@ class Plan:
     target: str
     num_parameters: int
     num_taps: int
-    codec: str
+    codec: str | None
     epochs: float
     assumptions: Assumptions
     cache: tuple[CacheLine, ...]
@@ -194,7 +195,8 @@ def make_plan(spec: RunSpec, target: TargetFacts, assumptions: Assumptions) -> P
     cache = _cache_lines(codecs, num_taps, target.hidden_size, assumptions)
     epochs = _epochs(spec, assumptions.corpus)
     work = _work_lines(spec, target, num_taps, epochs, assumptions)
-    cache_cost = next(line.cost for line in cache if line.codec == spec.cache.codec)
+    is_stored = spec.cache.mode == "store"
+    cache_cost = next(line.cost for line in cache if line.codec == spec.cache.codec) if is_stored else 0.0
     total = sum(line.cost for line in work) + cache_cost
     serving = assumptions.serving
     saving = serving.num_gpus * (1 - 1 / serving.speedup) * _HOURS_PER_DAY * assumptions.prices.gpu_hour
@@ -202,7 +204,7 @@ def make_plan(spec: RunSpec, target: TargetFacts, assumptions: Assumptions) -> P
         target=target.name,
         num_parameters=target.num_parameters,
         num_taps=num_taps,
-        codec=spec.cache.codec,
+        codec=spec.cache.codec if is_stored else None,
         epochs=epochs,
         assumptions=assumptions,
         cache=cache,
@@ -248,6 +250,8 @@ def _work_lines(
         ttt_length=spec.draft.ttt_length if spec.draft.algorithm == "eagle3" else 0,
     )
     passes, answered = epochs * corpus.num_samples, corpus.num_tokens * corpus.answer_share
+    # Without a cache, hidden states are captured anew in every epoch.
+    captured = corpus.num_tokens * (1 if spec.cache.mode == "store" else math.ceil(epochs))
     steps = (
         (
             "responses",
@@ -258,9 +262,9 @@ def _work_lines(
         ),
         (
             "hidden-states",
-            target_forward(target, corpus.num_tokens, length, head_share=corpus.answer_share),
+            target_forward(target, captured, length, head_share=corpus.answer_share),
             hardware.capture_utilisation,
-            corpus.num_tokens,
+            captured,
             measured.capture,
         ),
         (
@@ -284,6 +288,8 @@ def _work_lines(
 
 
 def _epochs(spec: RunSpec, corpus: Corpus) -> float:
+    if spec.train.epochs is not None:
+        return spec.train.epochs
     return spec.train.steps * spec.train.samples_per_step / corpus.num_samples
 
 

@@ -16,10 +16,6 @@ from draftline.errors import SpecError
 from draftline.spec.load import derive, parse_overrides
 from draftline.spec.models import RunSpec
 
-_REFERENCE_SAMPLES = 1_300_000
-_REFERENCE_EPOCHS = 10
-_REFERENCE_BATCH = 512
-
 _REFERENCE: Mapping[str, Any] = {
     # Any file of prompts; the reference's are mlabonne/open-perfectblend, 5 % of it held out.
     "prompts.source": "prompts.jsonl",
@@ -29,8 +25,8 @@ _REFERENCE: Mapping[str, Any] = {
     # It answers with at most 4,096 tokens and trains on the first 4,096 of each sample.
     "responses.max_new_tokens": 4096,
     "tokens.max_length": 4096,
-    # A shard is what a killed worker does again: a quarter of a million tokens, 8 GB in bf16 for the smallest target.
-    "tokens.shard_tokens": 262144,
+    # A shard is what a killed worker does again: 2 GB in bf16 for the smallest target.
+    "tokens.shard_tokens": 65536,
     "draft.num_layers": 5,
     "draft.block_size": 7,
     "draft.vocab_size": 0,
@@ -38,8 +34,13 @@ _REFERENCE: Mapping[str, Any] = {
     "draft.markov_head": "vanilla",
     "draft.enable_confidence_head": True,
     "draft.confidence_with_markov": True,
-    "train.steps": _REFERENCE_EPOCHS * _REFERENCE_SAMPLES // _REFERENCE_BATCH,
-    "train.samples_per_step": _REFERENCE_BATCH,
+    # Eight GPUs, each with the whole draft and one sample at a time.
+    "train.num_workers": 8,
+    "train.parallel": "ddp",
+    "train.micro_batch": 1,
+    "train.precision": "bf16",
+    "train.epochs": 10,
+    "train.samples_per_step": 512,
     "train.anchors_per_sample": 512,
     "train.optimizer": "adamw",
     "train.lr": 6e-4,
@@ -48,6 +49,7 @@ _REFERENCE: Mapping[str, Any] = {
     "train.grad_clip": 1.0,
     "train.checkpoint_every_steps": 500,
     "train.validate_every_steps": 500,
+    "train.validation_samples": 256,
     "train.loss.ce": 0.1,
     # 0.9 times the L1 distance (equation 10, and its code); total variation is half of that.
     "train.loss.tv": 2 * 0.9,

@@ -64,6 +64,12 @@ def test_a_spec_and_a_recipe_are_planned_too(tmp_path: Path) -> None:
     assert large["assumptions"]["corpus"]["num_samples"] == 1_300_000
 
 
+def test_a_streamed_run_has_no_cache_to_pay_for() -> None:
+    code, out, _ = invoke("plan", "--recipe", "qwen3-4b", "--set", "cache.mode=stream")
+    assert code == 0
+    assert "work and no cache" in out and "this spec" not in out
+
+
 def test_samples_are_cut_at_the_specs_length() -> None:
     made = json.loads(invoke("plan", "--recipe", "smollm2-135m", "--tokens-per-sample", "5000", "--json")[1])
     assert made["assumptions"]["corpus"]["tokens_per_sample"] == recipe("smollm2-135m").tokens.max_length

@@ -179,6 +179,16 @@ def test_hardware_is_named_or_described() -> None:
             replace(PROFILES["h100"], **wrong)
 
 
+def test_a_stream_keeps_nothing_and_captures_every_epoch() -> None:
+    stored = make_plan(derive(RunSpec(), {"train.epochs": 3}), TINY, ASSUMED)
+    streamed = make_plan(derive(RunSpec(), {"train.epochs": 2.5, "cache.mode": "stream"}), TINY, ASSUMED)
+    assert stored.epochs == 3 and streamed.epochs == 2.5
+    assert (stored.codec, streamed.codec, streamed.cache_cost) == ("bf16", None, 0)
+    assert streamed.work[1].gpu_hours == pytest.approx(3 * stored.work[1].gpu_hours)
+    assert streamed.total_cost == pytest.approx(sum(line.cost for line in streamed.work))
+    assert [line.codec for line in streamed.cache] == [line.codec for line in stored.cache]
+
+
 def test_the_spec_decides_taps_and_codec() -> None:
     facts = target_facts(TargetSpec())
     spec = derive(RunSpec(), {"cache.codec": "fp32", "draft.num_taps": 3})

@@ -49,7 +49,8 @@ def test_a_recipe_has_the_references_settings(name: str) -> None:
     assert draft.enable_confidence_head and draft.confidence_with_markov
     assert (train.optimizer, train.lr, train.warmup_fraction) == ("adamw", 6e-4, 0.04)
     assert (train.weight_decay, train.grad_clip) == (0.0, 1.0)
-    assert (train.samples_per_step, train.anchors_per_sample) == (512, 512)
+    assert (train.samples_per_step, train.anchors_per_sample, train.epochs) == (512, 512, 10)
+    assert (train.precision, train.parallel, train.micro_batch, train.num_workers) == ("bf16", "ddp", 1, 8)
     # l1_loss_alpha=0.9 weighs the L1 distance, which is twice the total variation.
     assert (train.loss.ce, train.loss.tv / 2, train.loss.confidence) == (0.1, 0.9, 1.0)
     assert train.loss.position_decay == 4.0
