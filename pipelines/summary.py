@@ -15,6 +15,9 @@ from draftline.steps import StepResult
 MISSING = "-"
 """Shown where a number was not measured."""
 
+MAX_SUITE_COLUMNS = 4
+"""With more suites the table is turned."""
+
 _VERDICT_STYLES = {"lossless": "green", "diverged": "bold red", "not-checked": "yellow"}
 
 
@@ -42,22 +45,63 @@ def render_summary(results: Mapping[str, StepResult]) -> RenderableType:
 def _proof_table(suites: Mapping[str, StepResult]) -> Table:
     table = Table(title="What this run proved", title_justify="left", title_style="bold")
     table.add_column("suite")
+    results = list(suites.values())
+    if len(suites) > MAX_SUITE_COLUMNS:
+        return _table_by_suite(table, suites)
     for suite in suites:
         table.add_column(suite, justify="right")
     rows: list[tuple[str, list[RenderableType]]] = [
-        ("prompts / new tokens", [_sizes(r) for r in suites.values()]),
-        ("accepted length (tokens per target step)", [_bold(_number(r, "accepted_length")) for r in suites.values()]),
-        ("tokens/s with the draft", [_speed(r, "speculative") for r in suites.values()]),
-        ("tokens/s plain, same engine and dtype", [_speed(r, "plain") for r in suites.values()]),
-        ("tokens/s transformers generate", [_speed(r, "transformers") for r in suites.values()]),
-        ("speed-up over plain decoding", [_bold(_factor(r, "speedup_over_plain")) for r in suites.values()]),
-        ("speed-up over transformers generate", [_factor(r, "speedup_over_transformers") for r in suites.values()]),
-        ("output equals plain decoding (fp32)", [_lossless(r) for r in suites.values()]),
-        ("calibration error (ECE)", [_number(r, "ece", digits=3) for r in suites.values()]),
+        ("prompts / new tokens", [_sizes(r) for r in results]),
+        ("accepted length (tokens per target step)", [_bold(_number(r, "accepted_length")) for r in results]),
+        *(
+            (f"accepted length at temperature {temperature:g}", [_length_at(r, temperature) for r in results])
+            for temperature in _further_temperatures(suites)
+        ),
+        ("bytes of text per target step", [_number(r, "bytes_per_call", digits=1) for r in results]),
+        ("tokens/s with the draft", [_speed(r, "speculative") for r in results]),
+        ("tokens/s plain, same engine and dtype", [_speed(r, "plain") for r in results]),
+        ("tokens/s transformers generate", [_speed(r, "transformers") for r in results]),
+        ("speed-up over plain decoding", [_bold(_factor(r, "speedup_over_plain")) for r in results]),
+        ("speed-up over transformers generate", [_factor(r, "speedup_over_transformers") for r in results]),
+        ("output equals plain decoding (fp32)", [_lossless(r) for r in results]),
+        ("calibration error (ECE)", [_number(r, "ece", digits=3) for r in results]),
     ]
     for label, cells in rows:
         table.add_row(label, *cells)
     return table
+
+
+def _table_by_suite(table: Table, suites: Mapping[str, StepResult]) -> Table:
+    """A row a suite: as columns they would not fit a terminal."""
+    further = _further_temperatures(suites)
+    for label in ("prompts", "accepted length", *(f"at T={t:g}" for t in further), "bytes/step", "over plain", "ECE"):
+        table.add_column(label, justify="right")
+    table.add_column("output equal")
+    for suite, result in suites.items():
+        table.add_row(
+            suite,
+            _shown(result.outputs.get("num_prompts")),
+            _bold(_number(result, "accepted_length")),
+            *(_length_at(result, temperature) for temperature in further),
+            _number(result, "bytes_per_call", digits=1),
+            _bold(_factor(result, "speedup_over_plain")),
+            _number(result, "ece", digits=3),
+            _lossless(result),
+        )
+    return table
+
+
+def _further_temperatures(suites: Mapping[str, StepResult]) -> list[float]:
+    """Temperatures beyond the headline's, of any suite."""
+    found = [one["temperature"] for r in suites.values() for one in (r.outputs.get("by_temperature") or ())[1:]]
+    return list(dict.fromkeys(found))
+
+
+def _length_at(result: StepResult, temperature: float) -> str:
+    for one in result.outputs.get("by_temperature") or ():
+        if one["temperature"] == temperature and _is_number(one.get("accepted_length")):
+            return f"{one['accepted_length']:.2f}"
+    return MISSING
 
 
 def _position_table(suites: Mapping[str, StepResult]) -> Table:

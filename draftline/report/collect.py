@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ SUMMARY_FIGURES = (
     "num_prompts",
     "num_tokens",
     "accepted_length",
+    "bytes_per_call",
     "speedup_over_plain",
     "speedup_over_transformers",
     "ece",
@@ -90,10 +91,21 @@ def summary(data: ReportData) -> dict[str, dict[str, Any]]:
     return {
         suite: {
             **{name: finite(outputs.get(name)) for name in SUMMARY_FIGURES},
+            **{
+                f"accepted_length_at_{one['temperature']:g}": finite(one.get("accepted_length"))
+                for one in (outputs.get("by_temperature") or ())[1:]
+            },
             "lossless": (outputs.get("lossless") or {}).get("verdict", "not-checked"),
         }
         for suite, outputs in data.suites.items()
     }
+
+
+def headline_sweep(outputs: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The sweep at a suite's first temperature; empty when none was recorded."""
+    by_temperature = outputs.get("by_temperature") or ()
+    points: Sequence[Mapping[str, Any]] = (by_temperature[0].get("threshold_sweep") or ()) if by_temperature else ()
+    return points
 
 
 def finite(value: Any) -> Any:

@@ -11,39 +11,57 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from draftline.report.collect import ReportData
+from draftline.report.lines import acceptance_figure, sweep_figure
+from draftline.report.style import BLUE, DPI, GREEN, GREY, ORANGE, STYLE, VERMILION, nothing, number, short
 
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#8A8F98"
-SERIES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE)
-MARKERS = ("o", "s", "^", "D", "v")
-DPI = 144
+_BAR_COLORS = ((BLUE, "#8FC1DF"), (ORANGE, "#F3D38F"), (GREEN, "#8FCFBA"))
+"""Of a suite and of a domain, a pair a temperature."""
 
-_STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "text.parse_math": False,  # a label from a user's file may hold a $
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#5B616B",
-    "axes.labelcolor": "#30343B",
-    "axes.axisbelow": True,
-    "xtick.color": "#5B616B",
-    "ytick.color": "#5B616B",
-    "grid.color": "#E3E6EA",
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-}
+
+@dataclass(frozen=True)
+class Reliability:
+    """Points of reliability diagrams, a list a position.
+
+    Attributes:
+        where: Measured on.
+        before: Raw.
+        after: After sequential temperature scaling.
+        ece_before: Calibration error by position.
+        ece_after: The same after.
+    """
+
+    where: str
+    before: Sequence[Any]
+    after: Sequence[Any]
+    ece_before: Sequence[Any]
+    ece_after: Sequence[Any]
+
+    @classmethod
+    def of_fit(cls, calibration: Mapping[str, Any]) -> Reliability:
+        """On the split that the temperatures were fitted on."""
+        names = ("reliability_before", "reliability", "ece_before", "ece_after")
+        return cls("calibration split", *(calibration.get(name) or () for name in names))
+
+    @classmethod
+    def of_suites(cls, suites: Mapping[str, Mapping[str, Any]]) -> Reliability:
+        """On the first suite, whose prompts the fit has not seen, at its first temperature."""
+        for suite, outputs in list(suites.items())[:1]:
+            for one in (outputs.get("by_temperature") or ())[:1]:
+                if found := one.get("confidence"):
+                    before, after = found["before"], found["after"]
+                    where = f"{short(suite)}, temperature {one['temperature']:g}"
+                    return cls(where, before["reliability"], after["reliability"], before["ece"], after["ece"])
+        return cls("not measured", (), (), (), ())
 
 
 def render_plots(data: ReportData) -> dict[str, bytes]:
@@ -51,91 +69,87 @@ def render_plots(data: ReportData) -> dict[str, bytes]:
     return {
         "accepted_length.png": _render(lambda: accepted_length_figure(data.suites)),
         "acceptance_by_position.png": _render(lambda: acceptance_figure(data.suites)),
-        "reliability.png": _render(lambda: reliability_figure(data.calibration.outputs)),
+        "threshold_sweep.png": _render(lambda: sweep_figure(data.suites)),
+        "reliability.png": _render(lambda: reliability_figure(Reliability.of_fit(data.calibration.outputs))),
+        "reliability_held_out.png": _render(lambda: reliability_figure(Reliability.of_suites(data.suites))),
         "loss.png": _render(lambda: training_figure(data.history)),
     }
 
 
 def accepted_length_figure(suites: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Bars of accepted length, a suite each, its domains below it."""
-    bars: list[tuple[str, float, bool]] = []
-    for suite, outputs in suites.items():
-        bars.append((suite, _number(outputs.get("accepted_length")), True))
-        domains = sorted((outputs.get("domains") or {}).items())
-        if len(domains) > 1:
-            bars += [(domain, _number(value), False) for domain, value in domains]
-    figure = Figure(figsize=(7.2, 1.5 + 0.36 * max(len(bars), 2)), layout="constrained")
+    """Bars of accepted length, a suite each, its domains below it; a thinner bar for each further temperature."""
+    rows = _accepted_rows(suites)
+    temperatures = _temperatures(suites)
+    count = max(1, len(temperatures))
+    height = 0.36 if count == 1 else 0.25 + 0.13 * count
+    figure = Figure(figsize=(7.6, 1.5 + height * max(len(rows), 2)), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title("Accepted length: tokens per verification step")
-    if not bars:
-        return _nothing(figure, axes, "no suite was evaluated")
-    for place, (_, value, is_suite) in enumerate(bars):
-        shown = 0.0 if math.isnan(value) else value
-        axes.barh(place, shown, height=0.72, color=BLUE if is_suite else "#8FC1DF")
-        label = "n/a" if math.isnan(value) else f"{value:.2f}"
-        axes.annotate(
-            label, (shown, place), (5, 0), textcoords="offset points", va="center", weight="bold" if is_suite else None
-        )
-    axes.set_yticks(range(len(bars)), [_short(name) if top else f"· {_short(name)}" for name, _, top in bars])
-    for tick, (_, _, is_suite) in zip(axes.get_yticklabels(), bars, strict=True):
+    if not rows:
+        return nothing(figure, axes, "no suite was evaluated")
+    thick = 0.8 / count
+    for place, (_, values, is_suite) in enumerate(rows):
+        for which, value in enumerate(values):
+            shown = 0.0 if math.isnan(value) else value
+            y = place + (which - (len(values) - 1) / 2) * thick
+            dark, light = _BAR_COLORS[which % len(_BAR_COLORS)]
+            axes.barh(y, shown, height=0.9 * thick, color=dark if is_suite else light)
+            label = "n/a" if math.isnan(value) else f"{value:.2f}"
+            weight = "bold" if is_suite and which == 0 else None
+            axes.annotate(label, (shown, y), (5, 0), textcoords="offset points", va="center", weight=weight, size=9)
+    axes.set_yticks(range(len(rows)), [short(name) if top else f"· {short(name)}" for name, _, top in rows])
+    for tick, (_, _, is_suite) in zip(axes.get_yticklabels(), rows, strict=True):
         tick.set_fontweight("bold" if is_suite else "normal")
-    axes.invert_yaxis()
-    longest = max((value for _, value, _ in bars if not math.isnan(value)), default=1.0)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    longest = max((value for _, values, _ in rows for value in values if not math.isnan(value)), default=1.0)
     axes.set_xlim(0, max(longest * 1.12, 1.3))
     axes.axvline(1.0, color=GREY, linestyle=(0, (4, 3)), linewidth=1.2, zorder=3)
     axes.set_xlabel("tokens per step, the target's own included (dashed: 1.0, plain decoding)")
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
+    if count > 1:
+        handles = [Patch(color=_BAR_COLORS[k % len(_BAR_COLORS)][0], label=f"temperature {t:g}") for k, t in
+                   enumerate(temperatures)]  # fmt: skip
+        axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=count, borderaxespad=0.2)
     return figure
 
 
-def acceptance_figure(suites: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Conditional acceptance and survival by position, side by side, a line a suite."""
-    figure = Figure(figsize=(9.2, 3.9), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, name, title in (
-        (panels[0], "acceptance_by_position", "Accepted, if reached"),
-        (panels[1], "survival_by_position", "All up to here accepted"),
-    ):
-        axes.set_title(title)
-        lines = {suite: [_number(v) for v in outputs.get(name) or ()] for suite, outputs in suites.items()}
-        lines = {suite: values for suite, values in lines.items() if values}
-        for place, (suite, values) in enumerate(lines.items()):
-            axes.plot(
-                range(1, len(values) + 1),
-                values,
-                color=SERIES[place % len(SERIES)],
-                marker=MARKERS[place % len(MARKERS)],
-                linewidth=2,
-                markersize=6,
-                label=suite,
-            )
-        _label_ends(axes, lines)
-        width = max((len(values) for values in lines.values()), default=1)
-        axes.set_xlim(0.7, width + 0.3)
-        axes.set_xticks(range(1, width + 1))
-        axes.set_ylim(0, 1.02)
-        axes.set_xlabel("position in the drafted block")
-        axes.grid(axis="y")
-    panels[0].set_ylabel("probability")
-    if panels[0].lines:
-        panels[0].legend(loc="lower left")
-    return figure
+def _accepted_rows(suites: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[float], bool]]:
+    """Label, accepted length by temperature, and whether it is a suite: each suite, then its domains."""
+    rows: list[tuple[str, list[float], bool]] = []
+    for suite, outputs in suites.items():
+        further: Sequence[Mapping[str, Any]] = (outputs.get("by_temperature") or ())[1:]
+        lengths = [outputs.get("accepted_length"), *(one.get("accepted_length") for one in further)]
+        rows.append((suite, [number(value) for value in lengths], True))
+        domains = sorted((outputs.get("domains") or {}).items())
+        for domain, value in domains if len(domains) > 1 else ():
+            others = [((one.get("domains") or {}).get(domain) or {}).get("accepted_length") for one in further]
+            rows.append((domain, [number(value), *(number(other) for other in others)], False))
+    return rows
 
 
-def reliability_figure(calibration: Mapping[str, Any]) -> Figure:
+def _temperatures(suites: Mapping[str, Mapping[str, Any]]) -> list[float]:
+    found: list[float] = []
+    for outputs in suites.values():
+        for one in outputs.get("by_temperature") or ():
+            if one.get("temperature") not in found:
+                found.append(one["temperature"])
+    return found
+
+
+def reliability_figure(measures: Reliability) -> Figure:
     """Predicted against observed survival, a panel a position; ECE before and after in the titles."""
-    after: Sequence[Any] = calibration.get("reliability") or ()
-    before: Sequence[Any] = calibration.get("reliability_before") or ()
+    before, after = measures.before, measures.after
     if not after:
         figure = Figure(figsize=(5, 3), layout="constrained")
         axes = figure.add_subplot()
         axes.set_title("Reliability of the confidence head")
-        return _nothing(figure, axes, "no calibrated confidences")
+        return nothing(figure, axes, "no calibrated confidences")
     columns = min(4, len(after))
     rows = math.ceil(len(after) / columns)
     figure = Figure(figsize=(0.6 + 2.5 * columns, 0.8 + 2.6 * rows), layout="constrained")
-    figure.suptitle("Does the draft know when it will be accepted?", x=0.01, ha="left", weight="bold", size=12)
+    title = f"Does the draft know when it will be accepted? ({measures.where})"
+    figure.suptitle(title, x=0.01, ha="left", weight="bold", size=12)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for place, axes in enumerate(panels.flat):
         if place >= len(after):
@@ -145,7 +159,7 @@ def reliability_figure(calibration: Mapping[str, Any]) -> Figure:
         if place < len(before):
             _reliability_line(axes, before[place], ORANGE, "s", (0, (2, 2)), "before scaling")
         _reliability_line(axes, after[place], BLUE, "o", "-", "after scaling")
-        axes.set_title(_ece_title(calibration, place), size=9.5, pad=6)
+        axes.set_title(_ece_title(measures, place), size=9.5, pad=6)
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
         axes.grid()
         if place % columns == 0:
@@ -171,7 +185,7 @@ def training_figure(history: Sequence[Mapping[str, float]]) -> Figure:
         axes.grid(axis="y")
         steps, values = _column(history, name)
         if not steps:
-            _nothing(figure, axes, "not logged")
+            nothing(figure, axes, "not logged")
             continue
         axes.plot(steps, values, color="#B8D4E8", linewidth=1)
         axes.plot(steps, _smooth(values), color=BLUE, linewidth=2, label="training, smoothed")
@@ -190,7 +204,7 @@ def training_figure(history: Sequence[Mapping[str, float]]) -> Figure:
 def _render(build: Callable[[], Figure]) -> bytes:
     # From the defaults, not from a user's matplotlibrc: the bytes must not depend on the machine's taste.
     defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
-    style: Any = {**defaults, **_STYLE}
+    style: Any = {**defaults, **STYLE}
     with matplotlib.rc_context(style):
         figure = build()
         FigureCanvasAgg(figure)
@@ -202,43 +216,26 @@ def _render(build: Callable[[], Figure]) -> bytes:
 def _reliability_line(
     axes: Axes, bins: Sequence[Mapping[str, float]], color: str, marker: str, line: Any, label: str
 ) -> None:
-    filled = [b for b in bins if b.get("count", 0) > 0 and not math.isnan(_number(b.get("observed")))]
+    filled = [b for b in bins if b.get("count", 0) > 0 and not math.isnan(number(b.get("observed")))]
     if not filled:
         return
-    x, y = [_number(b["predicted"]) for b in filled], [_number(b["observed"]) for b in filled]
+    x, y = [number(b["predicted"]) for b in filled], [number(b["observed"]) for b in filled]
     most = max(b["count"] for b in filled)
     axes.plot(x, y, color=color, linestyle=line, linewidth=1.4, marker=marker, markersize=3, label=label)
     # Area by count: a far-off point with few tokens behind it should look small.
     axes.scatter(x, y, s=[10 + 60 * b["count"] / most for b in filled], color=color, marker=marker, alpha=0.55, lw=0)
 
 
-def _ece_title(calibration: Mapping[str, Any], place: int) -> str:
-    def at(name: str) -> str:
-        values = calibration.get(name) or ()
-        value = _number(values[place]) if place < len(values) else math.nan
+def _ece_title(measures: Reliability, place: int) -> str:
+    def at(values: Sequence[Any]) -> str:
+        value = number(values[place]) if place < len(values) else math.nan
         return "n/a" if math.isnan(value) else f"{value:.3f}"
 
-    return f"position {place + 1}\nECE {at('ece_before')} → {at('ece_after')}"
-
-
-def _label_ends(axes: Axes, lines: Mapping[str, Sequence[float]]) -> None:
-    """Write the first point's value beside each line; below it where lines would collide."""
-    firsts = sorted(
-        ((values[0], place) for place, values in enumerate(lines.values()) if not math.isnan(values[0])), reverse=True
-    )
-    for rank, (value, place) in enumerate(firsts):
-        offset = (4, 8) if rank == 0 else (4, -15)
-        axes.annotate(f"{value:.2f}", (1, value), offset, textcoords="offset points", color=SERIES[place % len(SERIES)])
-
-
-def _nothing(figure: Figure, axes: Axes, why: str) -> Figure:
-    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color=GREY)
-    axes.set(xticks=(), yticks=())
-    return figure
+    return f"position {place + 1}\nECE {at(measures.ece_before)} → {at(measures.ece_after)}"
 
 
 def _column(history: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
-    rows = [(row["step"], _number(row.get(name))) for row in history if "step" in row]
+    rows = [(row["step"], number(row.get(name))) for row in history if "step" in row]
     rows = [row for row in rows if not math.isnan(row[1])]
     return [step for step, _ in rows], [value for _, value in rows]
 
@@ -252,13 +249,3 @@ def _smooth(values: Sequence[float]) -> list[float]:
         window = values[place - half : place + half + 1]
         smoothed.append(sum(window) / len(window))
     return smoothed
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return math.nan
-    return float(value)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 28 else name[:27] + "…"

@@ -6,7 +6,7 @@ import hashlib
 import json
 
 from draftline.registry_layout import CARD_FILE, METRICS_FILE
-from draftline.report.card import headline, render_card
+from draftline.report.card import headline, headline_tiles, render_card
 from draftline.report.collect import collect, metrics_document, summary
 from draftline.report.page import render_page
 from draftline.report.plots import render_plots
@@ -26,7 +26,7 @@ def run(context: StepContext) -> StepOutput:
     card = render_card(data)
     plots = render_plots(data)
     metrics = json.dumps(metrics_document(data), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    page = render_page(card, plots, title=f"Draft model {data.spec.name}")
+    page = render_page(card, plots, title=f"Draft model {data.spec.name}", tiles=headline_tiles(data.suites))
     files = {
         CARD_FILE: card.encode(),
         METRICS_FILE: (metrics + "\n").encode(),

@@ -161,7 +161,7 @@ _STATIONS = (
         version=3,
         on_ray=True,
     ),
-    Station("report", ("name",), ("draft", "calibration", "evaluation"), "draftline.report.station:run"),
+    Station("report", ("name",), ("draft", "calibration", "evaluation"), "draftline.report.station:run", version=2),
     Station("register", ("name",), ("draft", "calibration", "report"), "components.register.step:run", is_effect=True),
     Station("gate", ("name", "gate"), ("report", "register"), "components.gate.step:run", is_effect=True),
     Station("deploy", ("name", "serving"), ("register", "gate"), "components.deploy.step:run", is_effect=True),

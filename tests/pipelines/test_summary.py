@@ -24,6 +24,11 @@ def evaluation(suite: str, **outputs: Any) -> StepResult:
         "speedup_over_transformers": 3.17,
         "lossless": {"verdict": "lossless", "num_prompts": 50, "num_equal": 50, "first_difference": None},
         "ece": 0.0416,
+        "bytes_per_call": 10.26,
+        "by_temperature": [
+            {"temperature": 0.0, "accepted_length": 2.512},
+            {"temperature": 1.0, "accepted_length": 2.104 if suite == "held-out" else None},
+        ],
     }
     return StepResult("evaluation", "e" * 20, suite, {}, {**base, **outputs})
 
@@ -68,7 +73,9 @@ def test_every_number_is_where_it_belongs() -> None:
             ),
         }
     )  # fmt: skip
-    assert row(text, "accepted length") == ["2.51", "1.90"]
+    assert row(text, "accepted length (") == ["2.51", "1.90"]
+    assert row(text, "accepted length at temperature 1") == ["2.10", "-"]
+    assert row(text, "bytes of text") == ["10.3", "10.3"]
     assert row(text, "tokens/s with the draft") == ["71.2", "50.0"]
     assert row(text, "tokens/s plain") == ["40.0", "41.0"]
     assert row(text, "tokens/s transformers") == ["22.5", "-"]
@@ -84,6 +91,14 @@ def test_every_number_is_where_it_belongs() -> None:
     assert "Gate: refused, not deployed" in text
     assert "✘ lossless: diverged (needs lossless)" in text
     assert "✔ accepted length on held-out: 2.51 (needs 1.5)" in text
+
+
+def test_many_suites_are_rows() -> None:
+    names = ["held-out", "aime25", "gsm8k", "livecodebench", "mt-bench"]
+    text = shown({f"evaluation:{name}": evaluation(name) for name in names})
+    proof = text.split("Acceptance by position")[0]
+    assert row(proof, "held-out") == ["64", "2.51", "2.10", "10.3", "1.78x", "0.042", "lossless 50/50"]
+    assert row(proof, "livecodebench")[2] == "-"
 
 
 def test_a_passed_gate_and_missing_stations() -> None:

@@ -18,14 +18,53 @@ CONFIG = b'{"architectures": ["DSparkDraft"]}'
 CALIBRATION = b'{"temperatures": [1.1, 1.2, 1.3]}'
 
 
+def confidence(strength: float) -> dict[str, Any]:
+    """Confidence measures for seven positions."""
+    points = [{"predicted": 0.05 + 0.1 * k, "observed": (0.05 + 0.1 * k) ** strength, "count": 20} for k in range(10)]
+    return {
+        "ece": [abs(strength - 1) / 5 + 0.01 * k for k in range(7)],
+        "brier": [0.18 - 0.01 * k for k in range(7)],
+        "auc": [0.85, 0.84, 0.83, 0.82, 0.8, 0.79, None],
+        "reliability": [points] * 7,
+    }
+
+
+def at_temperature(temperature: float, accepted_length: float, domains: Mapping[str, float]) -> dict[str, Any]:
+    """What is measured at one temperature."""
+    figures = {"num_prompts": 9, "num_turns": 9, "num_tokens": 720, "bytes_per_call": 4.1 * accepted_length}
+    return {
+        "temperature": temperature,
+        **figures,
+        "num_prompts": 64,
+        "accepted_length": accepted_length,
+        "domains": {name: {**figures, "accepted_length": value} for name, value in domains.items()},
+        "confidence": {"before": confidence(1.5), "after": confidence(1.05)},
+        "threshold_sweep": [
+            {
+                "threshold": 0.1 * k,
+                "acceptance_rate": 0.3 + 0.07 * k if k < 8 else None,
+                "verified_length": 7.0 - 0.8 * k,
+                "accepted_length": accepted_length * (1 - 0.05 * k),
+            }
+            for k in range(9)
+        ],
+    }
+
+
 def evaluation_outputs(suite: str, *, accepted_length: float = 2.6, speedup: float = 1.7) -> dict[str, Any]:
     """Evaluation outputs of one suite, all rules of the default gate met."""
     survival = [0.72 * 0.8**k for k in range(7)]
+    domains = {"billing": 2.8, "delivery": 2.5, "account": 2.4} if suite == "held-out" else {"code": 2.1}
+    sampled = {name: 0.9 * value for name, value in domains.items()}
     return {
         "suite": suite,
         "num_prompts": 64,
+        "num_turns": 64,
+        "num_left_out": 0,
         "num_tokens": 8123,
+        "temperature": 0.0,
         "accepted_length": accepted_length,
+        "bytes_per_call": 10.7,
         "acceptance_by_position": [0.72, *([0.8] * 6)],
         "survival_by_position": survival,
         "tokens_per_s": {"speculative": 61.2, "plain": 36.0, "transformers": 21.5},
@@ -33,7 +72,11 @@ def evaluation_outputs(suite: str, *, accepted_length: float = 2.6, speedup: flo
         "speedup_over_transformers": 2.85,
         "lossless": {"verdict": "lossless", "num_prompts": 50, "num_equal": 50, "first_difference": None},
         "ece": 0.031,
-        "domains": {"billing": 2.8, "delivery": 2.5, "account": 2.4} if suite == "held-out" else {"code": 2.1},
+        "domains": domains,
+        "by_temperature": [
+            at_temperature(0.0, accepted_length, domains),
+            at_temperature(1.0, 0.9 * accepted_length, sampled),
+        ],
     }
 
 
@@ -57,6 +100,8 @@ def calibration_outputs() -> dict[str, Any]:
         "ece_before": [0.09 + 0.01 * k for k in range(7)],
         "ece_after": [0.02 + 0.002 * k for k in range(7)],
         "auc": [0.84 - 0.01 * k for k in range(7)],
+        "brier": [0.16 - 0.01 * k for k in range(7)],
+        "brier_before": [0.2 - 0.01 * k for k in range(7)],
         "reliability": reliability,
         "reliability_before": before,
         "cost_table": {"1": 0.016, "8": 0.021},

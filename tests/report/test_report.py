@@ -14,10 +14,17 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from draftline.errors import FormatError
-from draftline.report.card import PLOTS, headline, render_card
+from draftline.report.card import PLOTS, headline, headline_tiles, render_card
 from draftline.report.collect import collect, finite, metrics_document
+from draftline.report.lines import MAX_LINES, acceptance_figure, sweep_figure
 from draftline.report.page import render_page
-from draftline.report.plots import accepted_length_figure, render_plots, training_figure
+from draftline.report.plots import (
+    Reliability,
+    accepted_length_figure,
+    reliability_figure,
+    render_plots,
+    training_figure,
+)
 from draftline.report.station import run
 from draftline.spec import RunSpec, derive
 from draftline.steps import StepContext, StepResult
@@ -45,6 +52,7 @@ def test_station_writes_all_files_with_their_digests_twice_the_same(context: Ste
     assert output.outputs["summary"]["held-out"]["accepted_length"] == 2.6
     assert output.outputs["summary"]["held-out"]["lossless"] == "lossless"
     assert output.metrics["speedup_over_plain/humaneval"] == 1.7
+    assert output.metrics["accepted_length_at_1/held-out"] == pytest.approx(2.34)
     assert run(context) == output
 
 
@@ -70,14 +78,18 @@ def test_users_matplotlib_settings_do_not_change_the_bytes(context: StepContext)
 def test_card_tells_figures_data_limits_and_provenance(context: StepContext) -> None:
     card = render_card(collect(context))
     for expected in (
-        "| held-out | 64 | 2.60 | 1.70x | 2.85x | 0.031 | lossless |",
+        "| held-out | 64 | 2.60 | 2.34 | 10.7 | 1.70x | 2.85x | 0.031 | lossless |",
+        "| held-out | billing | 9 | 2.80 | 2.52 | 10.7 |",
+        "| held-out | 1 | 0.130 | 0.040 | 0.150 | 0.150 | 0.822 |",
+        "| 0.2 | 0.44 | 5.40 | 2.34 |",
+        "| 0.8 | n/a | 0.60 | 1.56 |",
         "50 of 50 prompts gave the same tokens",
         "in bf16",
         "640 read, dropped: 3 malformed, 17 near duplicate",
         "| hidden-states | `bbbbbbbbbbbbbbbbbbb1` |",
         "Apache-2.0",
         "11,234,567 parameters",
-        "| 7 | 0.150 | 0.032 | 0.780 |",
+        "| 7 | 0.150 | 0.032 | 0.140 | 0.100 | 0.780 |",
         "num_layers: 1",
     ):
         assert expected in card
@@ -121,7 +133,7 @@ def test_bare_run_still_has_a_report(store: ObjectStore) -> None:
     context = examples.context("report", store, inputs)
     output = run(context)
     card = context.store.get(f"{context.prefix}/card.md").decode()
-    assert "| held-out | n/a | n/a | n/a | n/a | n/a | not-checked |" in card
+    assert "| held-out | n/a | n/a | n/a | n/a | n/a | n/a | not-checked |" in card
     assert "no calibrated confidences" in card
     assert output.metrics == {}
 
@@ -170,3 +182,45 @@ def test_training_curve_plots_what_was_logged() -> None:
     loss = figure.axes[0]
     assert np.asarray(loss.lines[0].get_xdata()).tolist() == list(range(1, 101))
     assert np.asarray(loss.lines[2].get_xdata()).tolist() == [50, 100]
+
+
+def test_every_temperature_has_its_bar() -> None:
+    figure = accepted_length_figure({"held-out": examples.evaluation_outputs("held-out")})
+    (axes,) = figure.axes
+    bars = [bar.get_width() for bar in axes.patches if isinstance(bar, Rectangle)]
+    assert bars == pytest.approx([2.6, 2.34, 2.4, 2.16, 2.8, 2.52, 2.5, 2.25])
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["temperature 0", "temperature 1"]
+
+
+def test_few_suites_are_lines_and_many_are_cells() -> None:
+    suites = {f"suite-{n}": examples.evaluation_outputs("held-out") for n in range(MAX_LINES + 1)}
+    few = dict(list(suites.items())[:2])
+    assert [len(axes.lines) for axes in acceptance_figure(few).axes] == [2, 2]
+    assert [len(axes.lines) for axes in sweep_figure(few).axes] == [2, 2, 2]
+    line = sweep_figure(few).axes[2].lines[0]
+    assert np.asarray(line.get_ydata()).tolist() == pytest.approx([2.6 * (1 - 0.05 * k) for k in range(9)])
+    for figure, columns in ((acceptance_figure(suites), 7), (sweep_figure(suites), 5)):
+        for axes in figure.axes:
+            assert not axes.lines and len(axes.images) == 1
+            assert len(axes.texts) in (columns * len(suites), (columns - 1) * len(suites))
+    assert "no confidences" in [text.get_text() for text in sweep_figure({"x": {}}).axes[0].texts]
+
+
+def test_reliability_on_the_suite_that_the_fit_has_not_seen() -> None:
+    found = Reliability.of_suites({"held-out": examples.evaluation_outputs("held-out")})
+    assert found.where == "held-out, temperature 0"
+    assert found.ece_after[0] == pytest.approx(0.01)
+    figure = reliability_figure(found)
+    assert figure.axes[0].get_title() == "position 1\nECE 0.100 → 0.010"
+    assert Reliability.of_suites({}).after == ()
+
+
+def test_page_opens_with_the_figures_that_matter_and_folds_what_is_looked_up() -> None:
+    suites = {"held-out": examples.evaluation_outputs("held-out")}
+    tiles = headline_tiles(suites)
+    assert tiles[0] == ("2.60", "tokens per target step, held-out") and ("50 / 50") in dict(tiles)
+    assert headline_tiles({"held-out": {}}) == [] == headline_tiles({})
+    page = render_page("# A <b>\n\n## Results\n\nx\n\n## Spec\n\ny\n\n## More\n\nz", {}, title="t", tiles=tiles)
+    assert page.index("<h1>") < page.index('class="tiles"') < page.index("<h2>Results</h2>")
+    assert "<details>\n<summary><h2>Spec</h2></summary>\n<p>y</p>\n</details>\n<h2>More</h2>" in page
+    assert page.count("<details>") == 1 and "<script" not in page and "http" not in page
