@@ -50,13 +50,14 @@ def _proof_table(suites: Mapping[str, StepResult]) -> Table:
         return _table_by_suite(table, suites)
     for suite in suites:
         table.add_column(suite, justify="right")
+    sampled: list[tuple[str, list[RenderableType]]] = [
+        (f"accepted length at temperature {temperature:g}", [_length_at(r, temperature) for r in results])
+        for temperature in _further_temperatures(suites)
+    ]
     rows: list[tuple[str, list[RenderableType]]] = [
         ("prompts / new tokens", [_sizes(r) for r in results]),
         ("accepted length (tokens per target step)", [_bold(_number(r, "accepted_length")) for r in results]),
-        *(
-            (f"accepted length at temperature {temperature:g}", [_length_at(r, temperature) for r in results])
-            for temperature in _further_temperatures(suites)
-        ),
+        *sampled,
         ("bytes of text per target step", [_number(r, "bytes_per_call", digits=1) for r in results]),
         ("tokens/s with the draft", [_speed(r, "speculative") for r in results]),
         ("tokens/s plain, same engine and dtype", [_speed(r, "plain") for r in results]),
@@ -72,9 +73,9 @@ def _proof_table(suites: Mapping[str, StepResult]) -> Table:
 
 
 def _table_by_suite(table: Table, suites: Mapping[str, StepResult]) -> Table:
-    """A row a suite: as columns they would not fit a terminal."""
+    """A row a suite: as columns they would not fit a terminal. Accepted length and bytes are per target step."""
     further = _further_temperatures(suites)
-    for label in ("prompts", "accepted length", *(f"at T={t:g}" for t in further), "bytes/step", "over plain", "ECE"):
+    for label in ("prompts", "accepted", *(f"at T={t:g}" for t in further), "bytes", "over plain", "ECE"):
         table.add_column(label, justify="right")
     table.add_column("output equal")
     for suite, result in suites.items():
