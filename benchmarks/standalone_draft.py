@@ -40,7 +40,9 @@ def train_standalone(
     """
     model = _new_model(target, num_layers)
     options = LossOptions(ce=train.loss.ce, tv=train.loss.tv, kl=train.loss.kl, count_matches=False)
-    optimizer = DraftOptimizer(nn.ModuleDict({"layers": model.model.layers, "norm": model.model.norm}), train)
+    optimizer = DraftOptimizer(
+        nn.ModuleDict({"layers": model.model.layers, "norm": model.model.norm}), train, train.steps
+    )
     for step in track(range(train.steps), description="stand-alone draft"):
         first = step * train.samples_per_step
         samples = [source.at(position) for position in range(first, first + train.samples_per_step)]
