@@ -28,6 +28,8 @@ MAX_MAGNITUDE = 1e37
 
 _E4M3_MAX = 448.0
 _CHANNEL_FLOOR = 1e-4
+_NORM = 1 / math.sqrt(GROUP)
+"""Makes the rotation orthonormal; a power of two, so that multiplying by it is exact."""
 
 
 class RowFormat(Protocol):
@@ -112,10 +114,10 @@ class E4M3Format:
 
     def decode(self, bytes_NWB: Tensor, hidden_size: int, scale_WD: Tensor | None) -> Tensor:
         """See :class:`RowFormat`; fp32."""
-        codes = bytes_NWB[..., :hidden_size]
-        values = torch.index_select(_e4m3_values().to(codes.device), 0, codes.flatten().int())
+        codes = bytes_NWB[..., :hidden_size].int()
+        values = torch.index_select(_e4m3_values().to(codes.device), 0, codes.flatten())
         scale = bytes_NWB[..., hidden_size:].contiguous().view(torch.float32)
-        return values.view(codes.shape) * scale
+        return values.view(codes.shape).mul_(scale)
 
 
 @dataclass(frozen=True)
@@ -164,11 +166,19 @@ class RotatedFormat:
         """See :class:`RowFormat`; fp32."""
         groups, half = _groups(hidden_size), 2 ** (self.bits - 1)
         num_code_bytes = groups * GROUP * self.bits // 8
-        packed = bytes_NWB[..., :num_code_bytes].unflatten(-1, (groups, -1))
-        codes = torch.cat([packed & 15, packed >> 4], -1) if self.bits == 4 else packed
-        scale = bytes_NWB[..., num_code_bytes:].contiguous().view(torch.bfloat16).float()
-        rows = rotate_back((codes.float() - (half - 0.5)) * scale[..., None], hidden_size)
-        return rows if scale_WD is None else rows * scale_WD
+        packed = bytes_NWB[..., :num_code_bytes].reshape(-1, GROUP * self.bits // 8)
+        codes = torch.empty(len(packed), GROUP, device=packed.device)
+        if self.bits == 4:
+            codes[:, : GROUP // 2] = packed & 15
+            codes[:, GROUP // 2 :] = packed >> 4
+        else:
+            codes.copy_(packed)
+        # Sums of 64 half-integers are exact in fp32, so that here the order of a matrix product does not matter.
+        values = codes.sub_(half - 0.5) @ _sylvester().to(codes.device)
+        scale = bytes_NWB[..., num_code_bytes:].contiguous().view(torch.bfloat16).flatten().float()
+        rows = values.mul_((scale * _NORM)[:, None]).view(*bytes_NWB.shape[:-1], -1)[..., :hidden_size]
+        signs = _signs(hidden_size).to(rows.device)
+        return rows.mul_(signs if scale_WD is None else signs * scale_WD)
 
 
 @dataclass(frozen=True)
@@ -237,7 +247,7 @@ def _hadamard(groups: Tensor) -> Tensor:
     Not by a matrix product: its order of summation, and so the last bit and
     now and then a code, would depend on the number of rows and of threads.
     """
-    old = (groups * (1 / math.sqrt(GROUP))).reshape(-1, GROUP).t().contiguous()
+    old = (groups * _NORM).reshape(-1, GROUP).t().contiguous()
     new = torch.empty_like(old)
     width = 1
     while width < GROUP:
@@ -255,6 +265,15 @@ def _groups(hidden_size: int) -> int:
 def _nonzero(scale: Tensor) -> Tensor:
     """A zero scale belongs to zeros only: divide those by 1."""
     return torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+@lru_cache(maxsize=1)
+def _sylvester() -> Tensor:
+    """Sylvester's matrix of order 64: ones and minus ones."""
+    matrix = torch.ones(1, 1)
+    while len(matrix) < GROUP:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix
 
 
 @lru_cache(maxsize=1)

@@ -246,7 +246,9 @@ class HiddenIndex:
         hidden_TD[~needed] = 0
         normaliser_T[~needed] = 0
         ids = self._head.tensors["input_ids"][start:end].long()
-        return CachedSample(self.ids[index], ids, mask, torch.cat(taps), hidden_TD, normaliser_T)
+        return CachedSample(
+            self.ids[index], ids, mask, taps[0] if len(taps) == 1 else torch.cat(taps), hidden_TD, normaliser_T
+        )
 
     def _decode_record(self, segment: int, record: bytes | memoryview) -> SegmentRows:
         num_rows = int(self._rows[segment + 1] - self._rows[segment])

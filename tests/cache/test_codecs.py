@@ -148,6 +148,21 @@ def test_the_rotation_is_the_matrix_it_claims_to_be() -> None:
     assert torch.equal(signs, signs[:, :1].expand(-1, GROUP)) and set(signs[:, 0].tolist()) == {1.0, -1.0}
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_decoding_is_the_rotation_backwards_to_the_bit(bits: int) -> None:
+    """The matrix product and the fast transform agree exactly, because no sum is rounded."""
+    row_format = RotatedFormat(bits, uses_channel_scale=False)
+    source = torch.Generator().manual_seed(1)
+    stored = torch.randint(0, 256, (40, 2, row_format.row_bytes(576)), dtype=torch.uint8, generator=source)
+    scales = torch.rand(40, 2, 9, generator=source).bfloat16()
+    stored[..., -18:] = scales.view(torch.uint8)
+    codes = stored[..., :-18].unflatten(-1, (9, -1)).int()
+    if bits == 4:
+        codes = torch.cat([codes & 15, codes >> 4], -1)
+    expected = rotate_back((codes - (2 ** (bits - 1) - 0.5)) * scales.float()[..., None], 576)
+    assert torch.equal(row_format.decode(stored, 576, None), expected)
+
+
 @pytest.mark.parametrize("codec", CODECS)
 def test_bytes_depend_on_the_row_alone(codec: str) -> None:
     """Not on the rows beside it nor on the number of threads: a shared beginning is the same wherever it is stored."""
