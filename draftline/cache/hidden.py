@@ -87,7 +87,7 @@ def split_samples(tokens: Shard) -> tuple[list[NDArray[np.int32]], list[NDArray[
 def encode_hidden_states(
     tokens: Shard, plan: PrefixPlan, rows: Sequence[SegmentRows], tap_ids: Sequence[int], codec_name: str
 ) -> bytes:
-    """Shard bytes; a pure function of its arguments, the same on every device and for every number of threads.
+    """Shard bytes; a pure function of its arguments, the same for every number of threads.
 
     Args:
         tokens: The token shard.
