@@ -69,6 +69,8 @@ def test_there_and_back_gives_equal_bytes(name: str, tmp_path: Path, target: Pat
     assert last.found == "speculators"
     second = load_folder(back)
     assert second.config == first.config
+    # The source did not say how long sequences may be; the target does.
+    assert (first.max_positions, second.max_positions) == (None, 4096)
     assert not compare_drafts(first, replace(second, frozen={})).tensors
     convert_checkpoint(Conversion(back, again, "speculators", str(target)))
     for file in ("config.json", "model.safetensors"):
@@ -266,6 +268,8 @@ def test_the_comparison_sees_a_single_bit_and_a_type() -> None:
     assert compare_drafts(one, other).tensors == ("norm.weight",)
     half = replace(one, weights={**one.weights, "fc.weight": one.weights["fc.weight"].bfloat16()})
     assert compare_drafts(one, half).tensors == ("fc.weight",)
+    bits = half.weights["fc.weight"].view(torch.float16)
+    assert compare_drafts(half, replace(half, weights={**half.weights, "fc.weight": bits})).tensors == ("fc.weight",)
     added = draft("vanilla", with_frozen=True)
     assert compare_drafts(draft("vanilla"), added).tensors == ("embed_tokens.weight", "lm_head.weight")
 
