@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -140,11 +141,15 @@ def make(config: DraftConfig) -> tuple[DSparkDraft, dict[str, bytes]]:
     return draft, to_files(DraftModel(config, export_state(draft, vocab_of(config))))
 
 
-def plain_of(files: dict[str, bytes]) -> PlainDraft:
+Plain = TypeVar("Plain", PlainDraft, PlainEagle3)
+
+
+def plain_of(kind: type[Plain], files: dict[str, bytes]) -> Plain:
+    """The plain implementation of a checkpoint."""
     given = qwen3_sequences()
     state = {name: value.astype(np.float64) for name, value in load_numpy(files[WEIGHTS_FILE]).items()}
     embedding, head = given.embedding_VD.double().numpy(), given.lm_head_VD.double().numpy()
-    return PlainDraft(json.loads(files[CONFIG_FILE]), state, embedding, head)
+    return kind(json.loads(files[CONFIG_FILE]), state, embedding, head)
 
 
 class Differences:
@@ -193,7 +198,7 @@ def kinds_of(config: DraftConfig, first: str) -> list[str]:
 def test_the_training_module_equals_the_equations(name: str) -> None:
     config = CASES[name]
     draft, files = make(config)
-    module_differences(config, draft, plain_of(files)).check(*kinds_of(config, "logits"))
+    module_differences(config, draft, plain_of(PlainDraft, files)).check(*kinds_of(config, "logits"))
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -203,7 +208,7 @@ def test_the_tolerance_sees_one_weight_matrix_in_bf16(name: str) -> None:
     draft, files = make(config)
     with torch.no_grad():
         draft.layers[-1].mlp.down_proj.weight.copy_(draft.layers[-1].mlp.down_proj.weight.bfloat16())
-    found = module_differences(config, draft, plain_of(files))
+    found = module_differences(config, draft, plain_of(PlainDraft, files))
     for kind in kinds_of(config, "logits"):
         assert found.in_roundings(kind) > 20 * TOLERANCES[kind]
 
@@ -213,7 +218,7 @@ def test_the_serving_runner_equals_the_equations(name: str) -> None:
     """Two of four slots, at different lengths; what the runner drew is teacher forced afterwards."""
     config, given, found = CASES[name], qwen3_sequences(), Differences()
     files = make(config)[1]
-    plain, loaded = plain_of(files), from_files(files[CONFIG_FILE], files[WEIGHTS_FILE])
+    plain, loaded = plain_of(PlainDraft, files), from_files(files[CONFIG_FILE], files[WEIGHTS_FILE])
     runner = DraftRunner(config, loaded.weights, given.embedding_VD, given.lm_head_VD, torch.float32, 4, 40)
     places = [(0, 0, 9), (2, 1, 17)]
     for slot, sample, anchor in places:
@@ -234,19 +239,12 @@ def test_the_serving_runner_equals_the_equations(name: str) -> None:
     found.check(*kinds_of(config, "log law"))
 
 
-def plain_chain_of(files: dict[str, bytes]) -> PlainEagle3:
-    given = qwen3_sequences()
-    state = {name: value.astype(np.float64) for name, value in load_numpy(files[WEIGHTS_FILE]).items()}
-    embedding, head = given.embedding_VD.double().numpy(), given.lm_head_VD.double().numpy()
-    return PlainEagle3(json.loads(files[CONFIG_FILE]), state, embedding, head)
-
-
 @pytest.mark.parametrize("name", EAGLE3_CASES)
 def test_eagle3s_training_module_equals_the_equations(name: str) -> None:
     config, given, found = EAGLE3_CASES[name], qwen3_sequences(), Differences()
     draft = randomised(config, 7, max_positions=64)
     assert isinstance(draft, Eagle3Draft)
-    plain = plain_chain_of(to_files(DraftModel(config, export_state(draft, vocab_of(config)))))
+    plain = plain_of(PlainEagle3, to_files(DraftModel(config, export_state(draft, vocab_of(config)))))
     anchors, steps = torch.tensor([ANCHORS, ANCHORS]), torch.arange(config.ttt_length)
     chain = torch.stack([given.ids_SN[s][torch.tensor(ANCHORS)[:, None] + steps] for s in range(2)])
     head = given.lm_head_VD if vocab_of(config) is None else given.lm_head_VD[KEPT]
@@ -269,7 +267,7 @@ def test_eagle3s_serving_runner_equals_the_equations(name: str) -> None:
     config, given, found = EAGLE3_CASES[name], qwen3_sequences(), Differences()
     draft = randomised(config, 7, max_positions=64)
     files = to_files(DraftModel(config, export_state(draft, vocab_of(config))))
-    plain, loaded = plain_chain_of(files), from_files(files[CONFIG_FILE], files[WEIGHTS_FILE])
+    plain, loaded = plain_of(PlainEagle3, files), from_files(files[CONFIG_FILE], files[WEIGHTS_FILE])
     ends = TargetEnds(given.embedding_VD, given.lm_head_VD)
     runner = proposer_between(loaded, ends, torch.float32, EngineRoom(4, 40))
     places = [(0, 0, 9), (2, 1, 17)]
