@@ -12,7 +12,8 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
-from draftline.spec import RunSpec
+from draftline.spec import RunSpec, derive
+from draftline.spec.algorithms import ALGORITHM_OVERRIDES
 from draftline.steps import STATIONS, StepResult
 from draftline.storage import open_store
 from pipelines.embedded.platform import Platform
@@ -80,6 +81,27 @@ def test_the_whole_road(
     assert again["register"].outputs["version"] == results["register"].outputs["version"]
     weights = f"{results['draft'].prefix}/draft/model.safetensors"
     assert open_store(workspace).head(weights) is not None
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("algorithm", ["eagle3"])
+def test_the_road_of_a_draft_without_a_confidence_head(
+    algorithm: str, tiny_target: Path, prompts_file: Path, platform: Platform, tmp_path: Path
+) -> None:
+    """Trained, calibrated to the identity, evaluated, registered, judged and served like any other."""
+    name = f"tiny-{algorithm}"
+    spec = tiny_spec(name, tiny_target, prompts_file, str(tmp_path / "workspace"))
+    home = tmp_path / "home"
+    home.mkdir()
+    results, _ = make_run(derive(spec, {**ALGORITHM_OVERRIDES[algorithm], "draft.ttt_length": 4}), platform, home)
+
+    held_out = results["evaluation:held-out"].outputs
+    assert held_out["lossless"]["verdict"] == "lossless"
+    assert held_out["accepted_length"] > 1.2
+    assert held_out["ece"] is None
+    assert results["gate"].outputs["passed"]
+    check_registry(name, results, platform)
+    check_endpoint(results["deploy"])
 
 
 def check_registry(name: str, results: dict[str, StepResult], platform: Platform) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from draftline.draft.checkpoint import DraftModel, from_files
 from draftline.engine.requests import EngineRequest, SamplingParams
@@ -25,6 +27,7 @@ from tests.training.cases import (
     make_inputs,
     train,
 )
+from tests.training.group import Scenario, run_group
 from tests.training.test_loop import one_sample
 
 ALGORITHMS = ("dflash", "eagle3")
@@ -101,3 +104,26 @@ def test_eagle3_resumes_to_the_bit(loaded_target: Target, tmp_path: Path, step: 
         with pytest.raises(Interrupted):
             DraftTrainer(inputs, loaded_target, on_step=interrupt_at(step)).run()
         assert train(inputs, loaded_target) == whole
+
+
+@pytest.mark.slow
+def test_two_workers_train_eagle3_to_one_workers_curve(
+    loaded_target: Target, tiny_target: Path, tmp_path: Path
+) -> None:
+    """Replicated and sharded; workers add the same numbers in another order (see ``test_parallel``)."""
+    spec = spec_of("eagle3", **{"train.lr": 1e-3, "train.muon_lr": 5e-3})
+    base = make_inputs(loaded_target, tmp_path / "cache", grammar_splits(loaded_target), spec)
+    with deterministic():
+        files, history = train(replace(base, prefix="alone"), loaded_target)
+    alone = [json.loads(line) for line in history.splitlines()]
+    scenarios = [
+        Scenario(replace(base, prefix=mode, spec=derive(spec, {"train.parallel": mode}))) for mode in ("ddp", "fsdp")
+    ]
+    expected = from_files(*files.values()).weights
+    for outcome in run_group(tmp_path / "group", tiny_target, 2, scenarios):
+        assert [worker.error for worker in outcome] == [None, None]
+        for found, wanted in zip(outcome[0].history, alone, strict=True):
+            assert found == {name: pytest.approx(value, rel=2e-4) for name, value in wanted.items()}
+        weights = from_files(*outcome[0].files.values()).weights
+        for name, value in expected.items():
+            torch.testing.assert_close(weights[name], value, atol=2e-4, rtol=2e-3)
