@@ -18,13 +18,14 @@ main { max-width: 1020px; margin: 2rem auto; padding: 2rem 2.5rem; background: #
 h1 { margin-top: 0; font-size: 1.8rem; } h2 { margin-top: 2.2rem; font-size: 1.2rem; border-bottom: 1px solid #e3e6ea;
   padding-bottom: .3rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
-th, td { padding: .35rem .7rem; border-bottom: 1px solid #e3e6ea; text-align: left; white-space: nowrap; }
+th, td { padding: .35rem .55rem; border-bottom: 1px solid #e3e6ea; text-align: left; white-space: nowrap; }
 th { background: #f5f6f8; font-weight: 600; white-space: normal; vertical-align: bottom; line-height: 1.3; }
 img { max-width: 100%; height: auto; display: block; margin: 1rem 0; }
 pre { background: #f5f6f8; padding: 1rem; border-radius: 6px; overflow-x: auto; font-size: 13px; }
 code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .9em; }
-.tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0 1.6rem; }
-.tile { flex: 1 1 8.5rem; border: 1px solid #e3e6ea; border-radius: 8px; padding: .7rem 1rem; background: #fafbfc; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.2rem, 1fr)); gap: .8rem;
+  margin: 1.2rem 0 1.6rem; }
+.tile { border: 1px solid #e3e6ea; border-radius: 8px; padding: .6rem .8rem; background: #fafbfc; }
 .tile b { display: block; font-size: 1.55rem; line-height: 1.3; color: #0072b2; }
 .tile span { display: block; font-size: .8rem; line-height: 1.35; color: #5b616b; }
 details { border-top: 1px solid #e3e6ea; margin-top: 1.4rem; padding-top: .4rem; }

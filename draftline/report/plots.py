@@ -110,7 +110,7 @@ def accepted_length_figure(suites: Mapping[str, Mapping[str, Any]]) -> Figure:
     if count > 1:
         handles = [Patch(color=_BAR_COLORS[k % len(_BAR_COLORS)][0], label=f"temperature {t:g}") for k, t in
                    enumerate(temperatures)]  # fmt: skip
-        axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=count, borderaxespad=0.2)
+        figure.legend(handles=handles, loc="outside lower right", ncols=count)
     return figure
 
 

@@ -189,7 +189,7 @@ def test_every_temperature_has_its_bar() -> None:
     (axes,) = figure.axes
     bars = [bar.get_width() for bar in axes.patches if isinstance(bar, Rectangle)]
     assert bars == pytest.approx([2.6, 2.34, 2.4, 2.16, 2.8, 2.52, 2.5, 2.25])
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["temperature 0", "temperature 1"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["temperature 0", "temperature 1"]
 
 
 def test_few_suites_are_lines_and_many_are_cells() -> None:
