@@ -280,8 +280,8 @@ class LossSpec(Part):
         confidence: Weight of the confidence head's BCE.
         position_weights: ``decay``: position k of a block (0-based) counts
             exp(-k / position_decay). ``dpace``: D-PACE (arXiv 2605.18810),
-            weights from the draft's own confidence, for block drafts; the
-            confidence head keeps the decay.
+            weights from the draft's own confidence; the confidence head keeps
+            the decay.
         position_decay: Of ``decay``.
         dpace_alpha: Of ``dpace``: smoothing of confidences towards 1.
     """
