@@ -87,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the tests' tiny target: shows that it runs")
     parser.add_argument("--workspace", default=".draftline/workspace")
+    parser.add_argument("--limit", type=int, default=0, help="use at most so many prompts of the desk, 0 for all")
     parser.add_argument("--steps", type=int, default=180)
     parser.add_argument("--prompts", type=int, default=40, help="held-out prompts decoded for the online length")
     parser.add_argument("--codecs", nargs="+", default=["bf16", "fp8", "int4"])
@@ -96,7 +97,9 @@ def main() -> None:
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="draftline-codecs-") as folder:
         scratch = Path(folder)
-        data = _tiny(scratch) if arguments.quick else _support_desk(arguments.workspace, arguments.steps)
+        data = (
+            _tiny(scratch) if arguments.quick else _support_desk(arguments.workspace, arguments.limit, arguments.steps)
+        )
         dedupe = not arguments.no_dedupe
         judge = _captured(data, scratch, "fp32", "judge", dedupe=True, splits=("train", "validation"))
         first: Measured | None = None
@@ -193,9 +196,9 @@ def _online_lengths(data: Data, files: Mapping[str, bytes], num_prompts: int) ->
     return tuple(lengths.get(request.request_id, 1.0) for request in requests)
 
 
-def _support_desk(workspace: str, steps: int) -> Data:
+def _support_desk(workspace: str, limit: int, steps: int) -> Data:
     """The shipped support desk, answered by SmolLM2; steps that a run has done already are not done again."""
-    spec = recipe("smollm2-135m")
+    spec = derive(recipe("smollm2-135m"), {"prompts.limit": limit})
     store = open_store(workspace, create=True)
     prompts = execute("prompts", spec, store, {}, NullProgress())
     responses = execute("responses", spec, store, {"prompts": prompts}, NullProgress())

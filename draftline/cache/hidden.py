@@ -6,7 +6,7 @@ that have a law to learn, L taps, D hidden size.
 
 from __future__ import annotations
 
-import hashlib
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,9 +115,7 @@ def encode_hidden_states(
         "has_law": torch.from_numpy(np.concatenate(laws).astype(np.uint8)),
         "path": torch.tensor([number for path in plan.paths for number in path], dtype=torch.int32),
         "cu_paths": torch.tensor([0, *(len(path) for path in plan.paths)]).cumsum(0),
-        "record_sha256": torch.tensor(
-            [list(hashlib.sha256(r.numpy().data).digest()) for r in records], dtype=torch.uint8
-        ),
+        "record_crc32": torch.tensor([zlib.crc32(record.numpy().data) for record in records]),
         RECORDS: torch.cat(records),
     }
     if tap_scale_LD is not None:
@@ -164,6 +162,7 @@ class HiddenIndex:
                 f"{origin} has an unknown codec", got=name, expected=f"one of {sorted(CODECS)}", remedy="Upgrade"
             )
         self._codec = CODECS[name]
+        self._checksums: list[int] = head.tensors["record_crc32"].tolist()
         self._rows: NDArray[np.int64] = head.tensors["cu_rows"].numpy()
         self._laws = np.concatenate([[0], np.cumsum(head.tensors["has_law"].numpy(), dtype=np.int64)])[self._rows]
         token_bytes = self._codec.token_bytes(self.num_taps, self.hidden_size)
@@ -203,19 +202,26 @@ class HiddenIndex:
         return start, end - start
 
     def check_record(self, segment: int, record: bytes | memoryview) -> None:
-        """Compare a record with its digest in the head.
+        """Compare a record with its length and its checksum in the head.
 
         Raises:
             FormatError: it is damaged or truncated.
         """
-        expected = bytes(self._head.tensors["record_sha256"][segment].numpy())
-        if hashlib.sha256(record).digest() != expected:
+        expected, (_, size_bytes) = self._checksums[segment], self.record_range(segment)
+        if len(record) != size_bytes or zlib.crc32(record) != expected:
             raise FormatError(
                 f"record {segment} of {self._origin} is damaged",
-                got=f"{len(record)} bytes of another sha256",
-                expected=f"{self.record_range(segment)[1]} bytes, sha256 {expected.hex()[:12]}",
+                got=f"{len(record)} bytes, crc32 {zlib.crc32(record):08x}",
+                expected=f"{size_bytes} bytes, crc32 {expected:08x}",
                 remedy="Delete the shard and its step's result.json, then run again: only this shard is computed anew",
             )
+
+    def check_all(self, whole: bytes | memoryview) -> None:
+        """Compare every record of a whole shard; errors as :meth:`check_record`."""
+        view = memoryview(whole)
+        for segment in range(len(self._checksums)):
+            start, size = self.record_range(segment)
+            self.check_record(segment, view[start : start + size])
 
     def sample(self, index: int, records: Mapping[int, bytes | memoryview]) -> CachedSample:
         """Decode a sample.

@@ -14,7 +14,6 @@ from threading import Lock
 
 from draftline.cache.disk import DiskCache
 from draftline.cache.fetch import REQUEST_BYTES, ByteBudget, OpenShard, ShardFetcher
-from draftline.cache.hidden import HiddenIndex
 from draftline.cache.manifest import Manifest, ShardInfo
 from draftline.cache.order import WINDOW_SHARDS, Window, windows
 from draftline.cache.order import sample_order as sample_order
@@ -251,8 +250,7 @@ class CacheReader:
     def _fetch(self, index: int) -> OpenShard:
         info = self.shards[index]
         if self._fits and self._reads_whole(index):
-            whole = self._fetcher.whole(info)
-            head = HiddenIndex.of(whole, origin=self._fetcher.key(info))
+            head, whole = self._fetcher.whole(info)
             return OpenShard(info, head, whole, self._fetcher, self._records)
         return OpenShard(info, self._fetcher.head(info), None, self._fetcher, self._records)
 

@@ -73,8 +73,7 @@ def decode_shard(data: bytes | memoryview, *, origin: str, expected: ShardInfo |
     if expected is not None:
         check_bytes(data, expected.size_bytes, expected.sha256, origin)
     header = read_header(data, origin=origin)
-    if len(data) != header.size_bytes:
-        raise _truncated(origin, len(data), header.size_bytes)
+    check_size(data, header.size_bytes, origin)
     return decode_head(data, header)
 
 
@@ -90,17 +89,16 @@ def check_bytes(data: bytes | memoryview, size_bytes: int, sha256: str, origin: 
     Raises:
         FormatError: it has another length or another digest.
     """
-    if len(data) != size_bytes:
-        raise _truncated(origin, len(data), size_bytes)
+    check_size(data, size_bytes, origin)
     digest = hashlib.sha256(data).hexdigest()
     if digest != sha256:
         raise FormatError(f"{origin} is damaged", got=f"sha256 {digest[:12]}", expected=sha256[:12], remedy=_REMEDY)
 
 
-def _truncated(origin: str, size_bytes: int, expected_bytes: int) -> FormatError:
-    return FormatError(
-        f"{origin} is truncated", got=f"{size_bytes} bytes", expected=f"{expected_bytes}", remedy=_REMEDY
-    )
+def check_size(data: bytes | memoryview, size_bytes: int, origin: str) -> None:
+    """Compare a length; errors as :func:`check_bytes`."""
+    if len(data) != size_bytes:
+        raise FormatError(f"{origin} is truncated", got=f"{len(data)} bytes", expected=f"{size_bytes}", remedy=_REMEDY)
 
 
 def _tensor(data: bytes | memoryview, entry: TensorEntry) -> Tensor:

@@ -15,8 +15,8 @@ NORMALISER_BYTES = 4
 HEAD_TOKEN_BYTES = 4 + 1 + 1
 """Id, loss mask, and whether the row has a law."""
 
-HEAD_SAMPLE_BYTES = 8 + 8 + 8 + 4 + 32
-"""A sample's entries in three lists of offsets, one segment on its path, one digest."""
+HEAD_SAMPLE_BYTES = 8 + 8 + 8 + 4 + 8
+"""A sample's entries in three lists of offsets, one segment on its path, one checksum."""
 
 
 def plain_bytes(item_bytes: int) -> Callable[[int], int]:
