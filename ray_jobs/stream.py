@@ -8,7 +8,8 @@ freed when the hub and the last trainer have let go of them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ from draftline.cache.schedule import CaptureSchedule
 from draftline.cache.source import SampleSource
 from draftline.cache.stream import StreamOrder, StreamSource
 from draftline.errors import DraftlineError, StepError
-from draftline.steps import StepContext, StepResult
+from draftline.steps import StepContext
 from ray_jobs.capture import CaptureWorker
 from ray_jobs.pool import own_error
 
@@ -180,39 +181,51 @@ class HubFeed:
         self._hub.leave.remote(self._split, self._reader)
 
 
-def start_hub(context: StepContext, num_cpus: float) -> Any:
-    """The hub of one training run; end it with ``ray.kill``, which ends its capture actors too.
+def capture_figures(hub: Any) -> dict[str, float]:
+    """What a run's hub has captured so far, see :meth:`CaptureHub.figures`; nothing without a hub."""
+    return {} if hub is None else ray.get(hub.figures.remote())
+
+
+@contextmanager
+def running_hub(context: StepContext, num_cpus: float) -> Iterator[Any]:
+    """The hub of one training run, ended with its capture actors when the block ends; ``None`` in mode ``store``.
 
     Args:
         context: Of the draft step.
         num_cpus: Logical CPUs of each capture actor; the hub itself needs none.
     """
-    hub: Any = CaptureHub
-    return hub.options(num_cpus=0, max_concurrency=_MAX_WAITING).remote(context, num_cpus)
+    if not num_capture_workers(context):
+        yield None
+        return
+    actor: Any = CaptureHub
+    hub = actor.options(num_cpus=0, max_concurrency=_MAX_WAITING).remote(context, num_cpus)
+    try:
+        yield hub
+    finally:
+        ray.kill(hub)
 
 
-def open_stream(
-    hub: Any, hidden: StepResult, split: str, *, seed: int, reader: int, keep_samples: int = 0
-) -> SampleSource | None:
+def num_capture_workers(context: StepContext) -> int:
+    """How many capture actors the draft step needs beside its trainers: none where a cache is read."""
+    is_stream = context.inputs["hidden-states"].outputs.get("kind") == STREAM_KIND
+    return context.spec.cache.workers if is_stream else 0
+
+
+def open_stream(hub: Any, context: StepContext, split: str, reader: int) -> SampleSource | None:
     """The samples of a split, or ``None`` where it has none.
 
     Args:
-        hub: Handle of the run's :class:`CaptureHub`.
-        hidden: Result of the hidden-states step in mode ``stream``.
+        hub: From :func:`running_hub`.
+        context: Of the draft step.
         split: Which split.
-        seed: Of the shuffle.
         reader: This trainer's rank.
-        keep_samples: See :class:`draftline.cache.stream.StreamSource`.
     """
-    shards = Manifest.from_json(hidden.outputs, kind=STREAM_KIND).of_split(split)
+    shards = Manifest.from_json(context.inputs["hidden-states"].outputs, kind=STREAM_KIND).of_split(split)
     if not shards:
         return None
-    return StreamSource(HubFeed(hub, split, reader), shards, seed, keep_samples=keep_samples)
-
-
-def is_stream(outputs: Mapping[str, Any]) -> bool:
-    """Whether a result of the hidden-states step names shards that are still to be captured."""
-    return outputs.get("kind") == STREAM_KIND
+    feed = HubFeed(hub, split, reader)
+    keep_samples = 0 if split == TRAIN else context.spec.train.validation_samples
+    return StreamSource(feed, shards, context.spec.seed, keep_samples=keep_samples)
 
 
 def _new_split(context: StepContext, manifest: Manifest, split: str) -> _Split:

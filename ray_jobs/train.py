@@ -24,6 +24,7 @@ from draftline.training.early_stop import best_record
 from draftline.training.loop import DraftTrainer, TrainingInputs
 from draftline.training.workers import Workers
 from ray_jobs.runtime import cluster_cpus, main, reserved_cpus
+from ray_jobs.stream import capture_figures, num_capture_workers, open_stream, running_hub
 
 _HISTORY = "history.jsonl"
 
@@ -44,7 +45,7 @@ def run(context: StepContext) -> StepOutput:
         )
     started = time.monotonic()
     context.store.delete(_failure_key(context))
-    _fit(context)
+    captures = _fit(context)
     _raise_common_failure(context)
     files = _stored_files(context)
     history = [json.loads(line) for line in context.store.get(f"{context.prefix}/{_HISTORY}").splitlines()]
@@ -55,6 +56,7 @@ def run(context: StepContext) -> StepOutput:
         "train_loss": last["loss"],
         "train_seconds": time.monotonic() - started,
         "num_parameters": float(num_parameters(config)),
+        **captures,
     }
     if "validation_loss" in last:
         metrics["validation_loss"] = last["validation_loss"]
@@ -70,20 +72,29 @@ def run(context: StepContext) -> StepOutput:
     return StepOutput(outputs, metrics)
 
 
-def _fit(context: StepContext) -> None:
+def _fit(context: StepContext) -> dict[str, float]:
     """Run the workers; a worker that dies is started again with the others, twice at most.
+
+    Returns:
+        What was captured meanwhile, in mode ``stream``.
 
     Raises:
         DraftlineError: the workers' own error.
     """
     train = context.spec.train
-    with tempfile.TemporaryDirectory(prefix="draftline-train-") as scratch:
+    # Trainers and capture actors share what is free.
+    num_together = train.num_workers + num_capture_workers(context)
+    capture_cpus = reserved_cpus(context.spec.cache.threads_per_worker, num_together)
+    with (
+        tempfile.TemporaryDirectory(prefix="draftline-train-") as scratch,
+        running_hub(context, capture_cpus) as hub,
+    ):
         trainer = ray.train.torch.TorchTrainer(
             _worker,
-            train_loop_config={"context": context},
+            train_loop_config={"context": context, "hub": hub},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=train.num_workers,
-                resources_per_worker={"CPU": reserved_cpus(train.threads_per_worker, train.num_workers)},
+                resources_per_worker={"CPU": reserved_cpus(train.threads_per_worker, num_together)},
             ),
             # A fresh name and folder: Ray Train would silently resume an equal one, and resuming is ours.
             run_config=ray.train.RunConfig(
@@ -97,6 +108,7 @@ def _fit(context: StepContext) -> None:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise _cause(error) from None
+        return capture_figures(hub)
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -107,23 +119,24 @@ def _worker(config: dict[str, Any]) -> None:
     world = ray.train.get_context()
     workers = Workers(world.get_world_rank(), world.get_world_size())
     try:
-        _train(context, workers)
-    except (TrainingDiverged, FormatError) as error:
+        _train(context, workers, config["hub"])
+    except (TrainingDiverged, FormatError, ObjectNotFound) as error:
         # It has reached every worker, and would come again: raised here, Ray Train would start all of it anew.
         if workers.is_first:
             context.store.put(_failure_key(context), json.dumps(error_document(error)).encode())
 
 
-def _train(context: StepContext, workers: Workers) -> None:
+def _train(context: StepContext, workers: Workers, hub: Any) -> None:
     hidden = context.inputs["hidden-states"]
     counts = json.loads(context.store.get(f"{hidden.prefix}/{hidden.outputs['counts']}"))
     inputs = TrainingInputs(
         spec=context.spec,
         store=context.store,
         cache_prefix=hidden.prefix,
-        manifest=Manifest.from_json(hidden.outputs, kind="hidden-states"),
+        manifest=Manifest.from_json(hidden.outputs, kind=str(hidden.outputs["kind"])),
         counts=[(int(token), int(count)) for token, count in counts],
         prefix=context.prefix,
+        open_source=None if hub is None else lambda split: open_stream(hub, context, split, workers.rank),
     )
 
     def on_step(step: int, figures: dict[str, float]) -> None:

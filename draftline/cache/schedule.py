@@ -1,7 +1,7 @@
 """Which shard is captured next when nothing is kept: pure bookkeeping, without tensors and without Ray.
 
 Trainers walk through the same endless sequence of *windows* (see
-:func:`draftline.cache.reader.sample_order`); a window is a handful of shards
+:mod:`draftline.cache.order`); a window is a handful of shards
 whose samples are shuffled together. A shard that one of them asks for is
 captured before all others. When none waits, the shards of the present window
 and of the next are captured ahead, as long as no more than ``max_held`` are

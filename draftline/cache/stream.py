@@ -11,15 +11,11 @@ import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate
 from typing import Protocol
-
-import numpy as np
 
 from draftline.cache.hidden import HiddenIndex
 from draftline.cache.manifest import ShardInfo
-from draftline.cache.order import WINDOW_SHARDS, sample_order
+from draftline.cache.order import WINDOW_SHARDS, Window, windows
 from draftline.cache.sample import CachedSample
 from draftline.errors import InputError
 
@@ -62,46 +58,28 @@ class StreamOrder:
         self._size = window_shards
         self.num_samples = sum(self._counts)
         self.num_windows = -(-len(self._counts) // window_shards)
-        self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
+        self._epochs: OrderedDict[int, list[Window]] = OrderedDict()
 
     def place(self, position: int) -> tuple[int, int, int]:
         """Window, shard, and sample within the shard, of a position in the endless stream."""
         epoch, index = divmod(position, self.num_samples)
         found = self._epoch(epoch)
-        window = bisect_right(found.ends, index)
-        return epoch * self.num_windows + window, *found.order[index]
+        inner = bisect_right(found, index, key=lambda window: window.start + len(window.samples))
+        window = found[inner]
+        return epoch * self.num_windows + inner, *window.samples[index - window.start]
 
     def shards(self, window: int) -> tuple[int, ...]:
-        """The shards of a window, in the order in which its samples first need them."""
+        """The shards of a window, in the order in which its samples first need them; none without samples."""
         epoch, inner = divmod(window, self.num_windows)
-        return self._epoch(epoch).windows[inner]
+        return tuple(dict.fromkeys(shard for shard, _ in self._epoch(epoch)[inner].samples))
 
-    def _epoch(self, epoch: int) -> _Epoch:
+    def _epoch(self, epoch: int) -> list[Window]:
         if epoch not in self._epochs:
-            order = sample_order(self._counts, epoch, self._seed, self._size)
-            # As sample_order begins: shards are drawn first, and taken by the window.
-            shards = np.random.default_rng([self._seed, epoch]).permutation(len(self._counts))
-            sizes = [
-                sum(self._counts[s] for s in shards[at : at + self._size]) for at in range(0, len(shards), self._size)
-            ]
-            ends = list(accumulate(sizes))
-            # A shard without samples is in no window.
-            windows = [
-                tuple(dict.fromkeys(shard for shard, _ in order[end - size : end]))
-                for size, end in zip(sizes, ends, strict=True)
-            ]
-            self._epochs[epoch] = _Epoch(order, ends, windows)
+            self._epochs[epoch] = windows(self._counts, epoch, self._seed, self._size)
             while len(self._epochs) > _NUM_EPOCHS:
                 self._epochs.popitem(last=False)
         self._epochs.move_to_end(epoch)
         return self._epochs[epoch]
-
-
-@dataclass(frozen=True)
-class _Epoch:
-    order: list[tuple[int, int]]
-    ends: list[int]
-    windows: list[tuple[int, ...]]
 
 
 class StreamSource:

@@ -45,6 +45,7 @@ class TrainingInputs:
         manifest: Its manifest.
         counts: Token counts for the draft vocabulary, likeliest first.
         prefix: Folder of this step.
+        open_source: Gives the samples of a split where they are in no cache.
     """
 
     spec: RunSpec
@@ -53,9 +54,12 @@ class TrainingInputs:
     manifest: Manifest
     counts: list[tuple[int, int]]
     prefix: str
+    open_source: Callable[[str], SampleSource | None] | None = None
 
     def source(self, split: str, share: float = 1.0) -> SampleSource | None:
         """Samples of a split, or ``None`` where it has none; a worker asks for about ``share`` of the stream."""
+        if self.open_source is not None:
+            return self.open_source(split)
         if not self.manifest.of_split(split):
             return None
         options = ReadOptions(self.spec.cache, share)
@@ -204,7 +208,7 @@ class DraftTrainer:
             # A worker without a sample of its own runs along, for the others' collective operations; it counts nothing.
             given = mine or group[:1]
             batch = workers.together(
-                lambda given=given: self._objective.validation_batch([source.at(p) for p in given], given)  # type: ignore[misc]
+                lambda given=given: self._validation_batch(step, source, given)  # type: ignore[misc]
             )
             sums = self._parallel.validate(batch)
             local.append(sums if mine else sums.unpack(torch.zeros_like(sums.pack())))
@@ -214,6 +218,12 @@ class DraftTrainer:
         if not all(math.isfinite(value) for value in figures.values()):
             raise self._diverged("the held-out loss", step, ids, is_mine=not _is_finite(local))
         return figures
+
+    def _validation_batch(self, step: int, source: SampleSource, positions: Sequence[int]) -> Batch:
+        with reading(f"the validation after step {step}"):
+            samples = [source.at(position) for position in positions]
+        batch: Batch = self._objective.validation_batch(samples, positions)
+        return batch
 
     def _diverged(self, what: str, step: int, ids: Sequence[str], *, is_mine: bool) -> TrainingDiverged:
         """The error that every worker raises: it names the samples of those workers that saw something not finite."""
@@ -250,7 +260,8 @@ class DraftTrainer:
         found = self._checkpoints.latest()
         if found is not None:
             return found
-        self._objective.initialise(self._source)
+        with reading("training, before its first step,"):
+            self._objective.initialise(self._source)
         state = self._objective.model.state_dict()
         return TrainingCheckpoint(0, {f"{_MODEL}{name}": value for name, value in state.items()}, [])
 

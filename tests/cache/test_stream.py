@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from draftline.cache.manifest import Manifest, ShardInfo, shard_name
-from draftline.cache.reader import CacheReader, ReadOptions, sample_order
+from draftline.cache.order import sample_order
+from draftline.cache.reader import CacheReader, ReadOptions
 from draftline.cache.sample import CachedSample
 from draftline.cache.schedule import CaptureSchedule
 from draftline.cache.shards import decode_shard

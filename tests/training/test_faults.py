@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from draftline.cache.reader import sample_order
+from draftline.cache.order import sample_order
 from draftline.cache.verification import REPAIRABLE
 from draftline.errors import DraftlineError, FormatError, NoSpace, ObjectNotFound, StorageError
 from draftline.spec import derive
@@ -25,7 +25,18 @@ from tests.servers.s3 import BUCKET, S3_SERVERS, S3Server, named_server
 from tests.training.cases import SPEC, conversations, deterministic, make_inputs, train
 
 NUM_SHARDS = 24
-SPEC_OF_ONE_EPOCH = derive(SPEC, {"train.steps": 6, "train.samples_per_step": 4, "train.checkpoint_every_steps": 1})
+ONE_EPOCH = derive(
+    SPEC,
+    {
+        "train.steps": 6,
+        "train.samples_per_step": 4,
+        "train.checkpoint_every_steps": 1,
+        # So that a sample is read when its step comes, and not before.
+        "cache.reader_memory_bytes": 1,
+        "cache.prefetch_samples": 0,
+    },
+)
+AHEAD = {"cache.reader_memory_bytes": 1 << 30, "cache.prefetch_samples": 8}
 QUOTA = Fault("status", 403, "QuotaExceeded")
 OVERLOADED = Fault("status", 503, "SlowDown")
 
@@ -41,7 +52,7 @@ def base(loaded_target: Target, tmp_path_factory: pytest.TempPathFactory) -> Tra
     """A cache of many shards of one sample, so that reading goes on all the time."""
     found = conversations(loaded_target, NUM_SHARDS)
     splits = {"train": [[sample] for sample in found], "validation": [conversations(loaded_target, 3, seed=9)]}
-    return make_inputs(loaded_target, tmp_path_factory.mktemp("cache"), splits, SPEC_OF_ONE_EPOCH)
+    return make_inputs(loaded_target, tmp_path_factory.mktemp("cache"), splits, ONE_EPOCH)
 
 
 @pytest.fixture(scope="module")
@@ -142,15 +153,18 @@ def through_proxy(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("is_ahead", [False, True], ids=["as needed", "ahead"])
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
 def test_passing_faults_change_nothing(
     through_proxy: tuple[TrainingInputs, FaultyS3],
     loaded_target: Target,
     undisturbed: tuple[dict[str, bytes], bytes],
     fault: Fault,
+    is_ahead: bool,
 ) -> None:
     """The first request for every object, to read or to write it, meets the fault."""
     inputs, proxy = through_proxy
+    inputs = replace(inputs, spec=derive(inputs.spec, AHEAD if is_ahead else {}))
     met: set[tuple[str, str]] = set()
 
     def first_time(method: str, path: str, query: str) -> Fault | None:
