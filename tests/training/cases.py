@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,7 +118,11 @@ def poisoned(data: bytes, sample: int, *, taps: bool = False) -> bytes:
     index = HiddenIndex.of(data, origin="the shard")
     start, size = index.record_range(index.segments(sample)[-1])
     first, count = (start, 4) if taps else (start + size - 32, 32)
-    return data[:first] + b"\xff" * count + data[first + count :]
+    bad = data[:first] + b"\xff" * count + data[first + count :]
+    # With the checksum that a writer would have put: the damage is in what was captured.
+    before, after = (zlib.crc32(part[start : start + size]).to_bytes(8, "little") for part in (data, bad))
+    assert bad.count(before) == 1
+    return bad.replace(before, after)
 
 
 def grammar_splits(target: Target) -> dict[str, list[list[Conversation]]]:
