@@ -20,6 +20,7 @@ from draftline.training.architecture import draft_config
 from draftline.training.batches import DraftBatch, build_draft_batch, draw_anchors, position_weights
 from draftline.training.frozen import FrozenEnds, measure_features
 from draftline.training.objective import StepTerms, Sums
+from draftline.training.survival import survival_figures, survival_sums
 
 VALIDATION_ANCHORS = 16
 
@@ -91,15 +92,13 @@ class BlockObjective:
         terms = self._distil(out, batch, self._spec.train.loss, is_training=False)
         match = torch.zeros(len(out.hidden_MD))
         match[batch.valid_N] = (terms.is_greedy_match_N & self._ends.can_propose_best(batch.targets)).float()
-        lengths = 1 + match.view(-1, self._config.block_size).cumprod(1).sum(1)
         return Sums(
             {
                 "ce": terms.ce_sum,
                 "tv": terms.tv_sum,
                 "kl": terms.kl_sum,
                 "weight": terms.weight_sum,
-                "length": lengths.double().sum(),
-                "blocks": torch.tensor(float(len(lengths))),
+                **survival_sums(match.view(-1, self._config.block_size)),
             }
         )
 
@@ -117,12 +116,12 @@ class BlockObjective:
         }
 
     def validation_figures(self, sums: Sums) -> dict[str, float]:
-        """Held-out loss (without the confidence head's) and accepted length."""
+        """Held-out loss (without the confidence head's), accepted length, and acceptance by position."""
         loss = self._spec.train.loss
         numerator = loss.ce * sums.scalar("ce") + loss.tv * sums.scalar("tv") + loss.kl * sums.scalar("kl")
         return {
             "validation_loss": numerator / max(sums.scalar("weight"), 1e-9),
-            "accepted_length": sums.ratio("length", "blocks"),
+            **survival_figures(sums),
         }
 
     def export(self, state: Mapping[str, Tensor]) -> dict[str, bytes]:

@@ -21,6 +21,7 @@ from draftline.training.block_objective import VALIDATION_ANCHORS
 from draftline.training.eagle3_batches import Eagle3Batch, build_eagle3_batch
 from draftline.training.frozen import FrozenEnds, measure_features
 from draftline.training.objective import StepTerms, Sums
+from draftline.training.survival import survival_figures, survival_sums
 
 
 class Eagle3Objective:
@@ -82,15 +83,13 @@ class Eagle3Objective:
         match = torch.zeros(batch.inputs.chain_ids_SAB.numel())
         match[batch.valid_N] = (terms.is_greedy_match_N & self._ends.can_propose_best(batch.targets)).float()
         drafted = match.view(-1, self._config.ttt_length)[:, : self._config.block_size]
-        lengths = 1 + drafted.cumprod(1).sum(1)
         return Sums(
             {
                 "ce": terms.ce_sum,
                 "tv": terms.tv_sum,
                 "kl": terms.kl_sum,
                 "weight": terms.weight_sum,
-                "length": lengths.double().sum(),
-                "blocks": torch.tensor(float(len(lengths))),
+                **survival_sums(drafted),
             }
         )
 
@@ -105,8 +104,8 @@ class Eagle3Objective:
         }
 
     def validation_figures(self, sums: Sums) -> dict[str, float]:
-        """Held-out loss and accepted length."""
-        return {"validation_loss": self._loss_of(sums), "accepted_length": sums.ratio("length", "blocks")}
+        """Held-out loss, accepted length, and acceptance by position."""
+        return {"validation_loss": self._loss_of(sums), **survival_figures(sums)}
 
     def export(self, state: Mapping[str, Tensor]) -> dict[str, bytes]:
         """``config.json`` and ``model.safetensors``."""

@@ -82,6 +82,7 @@ TENSOR_MODULES = {
     "draftline.training.objective",
     "draftline.training.optimizers",
     "draftline.training.parallel",
+    "draftline.training.survival",
     "draftline.training.workers",
 }
 """The core's modules that need torch. All others form the torch-free ring, where a new module starts."""
