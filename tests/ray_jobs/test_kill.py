@@ -109,8 +109,11 @@ def test_a_killed_worker_is_started_again_and_all_go_on(
         bench.kill(process)
     assert result.exists()
     done = [json.loads(line)["done"] for line in bench.events(hurt).read_text().splitlines()]
-    assert len(done) > len(set(done)), "nothing was done twice: the worker died too late to test anything"
-    assert sorted(set(done)) == list(range(1, 41)) and done.count(1) == 1, "the second attempt began anew"
+    log = (bench.folder / f"{hurt.key}.log").read_text()
+    assert log.count("Started training worker group of size 2") == 2, "the worker died too late to test anything"
+    # A step that was saved but not yet reported when the worker died is not done again.
+    unreported = set(range(1, 41)) - set(done)
+    assert len(unreported) <= 1 and done.count(1) == 1 and done[-1] == 40, "the second attempt began anew"
     _assert_same_curve(bench, trained[0], hurt)
 
 
