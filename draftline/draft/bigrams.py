@@ -28,11 +28,13 @@ def bigram_logits(target: Target, vocab_W: Tensor, opening_id: int) -> Tensor:
     model = target.model
     cache = model.new_cache(_BATCH, 2)
     head = target.lm_head_VD[vocab_W]
+    cap = target.config.logit_softcap
     rows = []
     for part in torch.split(vocab_W, _BATCH):
         chunks = [Chunk(slot, 0, (opening_id, token)) for slot, token in enumerate(part.tolist())]
         hidden = model.forward(build_batch(chunks, 2, model.dtype, model.device), cache).hidden_ND[1::2]
-        rows.append((hidden @ head.t()).float())
+        logits = (hidden @ head.t()).float()
+        rows.append(logits if cap is None else (logits / cap).tanh_().mul_(cap))
     table = torch.cat(rows)
     return table - table.mean(-1, keepdim=True)
 

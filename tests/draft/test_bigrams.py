@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from draftline.draft.bigrams import bigram_logits, low_rank
+from draftline.target.batch import Chunk, build_batch
 from draftline.target.load import Target
 
 
@@ -19,6 +21,16 @@ def test_rows_are_the_targets_logits_after_each_token(loaded_target: Target, tin
     with torch.no_grad():
         logits = model(torch.stack([torch.full_like(vocab, 331), vocab], 1)).logits[:, 1][:, vocab]
     torch.testing.assert_close(table, logits - logits.mean(-1, keepdim=True), atol=3e-4, rtol=1e-4)
+
+
+def test_the_targets_soft_cap_counts(loaded_target: Target) -> None:
+    vocab, cap = torch.arange(3, 323, 1), 0.5
+    capped = replace(loaded_target, config=replace(loaded_target.config, logit_softcap=cap))
+    table = bigram_logits(capped, vocab, 331)
+    batch = build_batch([Chunk(0, 0, (331, int(vocab[7])))], 2, torch.float32)
+    hidden = loaded_target.model.forward(batch, loaded_target.model.new_cache(1, 2)).hidden_ND[1]
+    logits = cap * torch.tanh((loaded_target.lm_head_VD[vocab] @ hidden) / cap)
+    torch.testing.assert_close(table[7], logits - logits.mean(), atol=3e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rank", [1, 4, 99])
