@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from draftline.draft.bigrams import bigram_logits, low_rank
+from draftline.spec import TargetSpec
 from draftline.target.batch import Chunk, build_batch
-from draftline.target.load import Target
+from draftline.target.load import Target, load_target
 
 
 def test_rows_are_the_targets_logits_after_each_token(loaded_target: Target, tiny_target: Path) -> None:
@@ -23,9 +24,11 @@ def test_rows_are_the_targets_logits_after_each_token(loaded_target: Target, tin
     torch.testing.assert_close(table, logits - logits.mean(-1, keepdim=True), atol=3e-4, rtol=1e-4)
 
 
-def test_the_targets_soft_cap_counts(loaded_target: Target) -> None:
+def test_the_targets_soft_cap_counts(loaded_target: Target, tiny_target: Path) -> None:
     vocab, cap = torch.arange(3, 323, 1), 0.5
-    capped = replace(loaded_target, config=replace(loaded_target.config, logit_softcap=cap))
+    # Loaded anew: a copy of one in use would lack the weights that its forward has packed.
+    plain = load_target(TargetSpec(source=str(tiny_target)), dtype="fp32")
+    capped = replace(plain, config=replace(plain.config, logit_softcap=cap))
     table = bigram_logits(capped, vocab, 331)
     batch = build_batch([Chunk(0, 0, (331, int(vocab[7])))], 2, torch.float32)
     hidden = loaded_target.model.forward(batch, loaded_target.model.new_cache(1, 2)).hidden_ND[1]
