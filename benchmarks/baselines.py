@@ -37,11 +37,11 @@ from draftline.draft.prompt_lookup import PromptLookup
 from draftline.draft.standalone import StandaloneDraft
 from draftline.draft.stored import stored_draft
 from draftline.engine.engine import Engine, EngineLimits
-from draftline.engine.policy import FixedPolicy, LengthPolicy, OffPolicy, policy_from_spec
 from draftline.evaluation.baselines import PLAIN, BaselineSettings, EngineFactory, measure_baselines
 from draftline.evaluation.suites import load_suite
 from draftline.evaluation.turns import tokenised
 from draftline.prompts.spread import even_spread
+from draftline.scheduling.policies import FixedPolicy, LengthPolicy, OffPolicy, policy_from_spec
 from draftline.spec import RECIPES, RunSpec, TargetSpec, derive, recipe
 from draftline.spec.models import HELD_OUT
 from draftline.steps import StepResult

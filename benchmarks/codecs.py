@@ -34,10 +34,10 @@ from draftline.draft.checkpoint import from_files
 from draftline.draft.config import resolve_taps
 from draftline.engine.build import run_to_completion
 from draftline.engine.engine import Engine, EngineLimits
-from draftline.engine.policy import FixedPolicy
 from draftline.engine.requests import EngineRequest, SamplingParams
 from draftline.progress import NullProgress
 from draftline.responses.generate import prompt_ids
+from draftline.scheduling.policies import FixedPolicy
 from draftline.spec import RunSpec, derive, recipe
 from draftline.steps.execute import execute
 from draftline.storage import open_store

@@ -10,7 +10,7 @@ from draftline.calibration.measures import Array, expected_calibration_error, me
 from draftline.calibration.survival import Calibration
 
 _GRID = np.exp(np.linspace(np.log(0.2), np.log(5.0), 97))
-_MIN_SAMPLES = 50
+MIN_SAMPLES = 50
 
 
 def fit_temperatures(logits_NB: Array, num_accepted: Sequence[int], dataset: str) -> Calibration:
@@ -31,7 +31,7 @@ def fit_temperatures(logits_NB: Array, num_accepted: Sequence[int], dataset: str
     before = np.ones(num_samples)
     for k in range(block_size):
         best = 1.0
-        if num_samples >= _MIN_SAMPLES:
+        if num_samples >= MIN_SAMPLES:
             losses = [expected_calibration_error(before * _sigmoid(logits_NB[:, k] / t), events[:, k]) for t in _GRID]
             best = float(_GRID[int(np.argmin(losses))])
         temperatures.append(best)

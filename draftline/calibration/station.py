@@ -8,16 +8,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from draftline.calibration.fit import fit_temperatures
-from draftline.calibration.profile import profile_costs
+from draftline.calibration.fit import MIN_SAMPLES, fit_temperatures
+from draftline.calibration.measures import survival_events
+from draftline.calibration.profile import EngineSize, profile_costs
 from draftline.calibration.survival import Calibration
 from draftline.draft.checkpoint import DraftModel
 from draftline.engine.build import run_to_completion
 from draftline.engine.engine import Engine, EngineLimits, StepTrace
-from draftline.engine.policy import FixedPolicy
 from draftline.engine.requests import EngineRequest, SamplingParams
 from draftline.prompts.spread import even_spread
 from draftline.responses.generate import prompt_ids
+from draftline.scheduling.policies import FixedPolicy
 from draftline.spec import RunSpec
 from draftline.target.load import Target
 
@@ -48,14 +49,19 @@ def calibrate(
     requests = _requests(spec, target, prompts)
     block = draft.config.block_size
     traces = [t for t in _decode(target, draft, requests, on_progress) if t.num_verified == block]
+    accepted = [t.num_accepted for t in traces]
     if draft.config.enable_confidence_head and traces:
         logits = np.array([t.confidence_B for t in traces], dtype=np.float64)
-        fitted = fit_temperatures(logits, [t.num_accepted for t in traces], f"{spec.name} calibration split")
+        fitted = fit_temperatures(logits, accepted, f"{spec.name} calibration split")
     else:
         fitted = Calibration.identity(block)
+    if len(traces) >= MIN_SAMPLES:
+        # What serving expects of a block before it has seen any: all there is for a draft without a confidence head.
+        survival = survival_events(accepted, block).mean(axis=0).tolist()
+        fitted = replace(fitted, extra={**fitted.extra, "survival": survival})
     if not spec.calibration.profile_cost:
         return fitted
-    table = profile_costs(target, draft)
+    table = profile_costs(target, draft, EngineSize(_SLOTS, min(spec.serving.max_context, target.max_context), block))
     return replace(fitted, extra={**fitted.extra, "cost_table": table.to_json(), "sps_table": table.sps_table()})
 
 

@@ -35,6 +35,12 @@ class Calibration:
     ece_after: tuple[float, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def expected_survival(self) -> tuple[float, ...] | None:
+        """Share of the calibration blocks whose first k drafts were all accepted, by k; ``None`` in older files."""
+        found = self.extra.get("survival")
+        return tuple(float(value) for value in found) if found else None
+
     @classmethod
     def identity(cls, block_size: int) -> Calibration:
         """Leaves confidences as they are."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +14,14 @@ from draftline.calibration.survival import Calibration
 from draftline.draft.checkpoint import DraftModel, load_folder
 from draftline.draft.dialects.model import EMBEDDING, LM_HEAD, draft_columns
 from draftline.engine.engine import Engine, EngineLimits, check_fits
-from draftline.engine.policy import OffPolicy, policy_from_spec
 from draftline.engine.requests import EngineRequest, TokenEvent
 from draftline.errors import FormatError, TargetError
+from draftline.scheduling.costs import CostTable
+from draftline.scheduling.policies import OffPolicy, policy_from_spec
 from draftline.spec import ServingSpec
 from draftline.target.load import Target
+
+logger = logging.getLogger(__name__)
 
 
 def load_draft(draft_dir: Path, target: Target) -> DraftModel:
@@ -67,7 +72,26 @@ def build_engine(
         if calibration is not None:
             check_calibration(calibration, draft)
         engine.swap_draft(draft)
+    if policy.is_adaptive:
+        find_costs(engine, calibration)
     return engine
+
+
+def find_costs(engine: Engine, calibration: Calibration | None) -> None:
+    """Take the cost table of the calibration where it was measured on this machine and covers the engine; else measure.
+
+    Raises:
+        FormatError: the stored table is damaged or newer.
+    """
+    stored = calibration.extra.get("cost_table") if calibration is not None else None
+    if stored:
+        differing = engine.use_costs(CostTable.from_json(stored))
+        if not differing:
+            return
+        logger.info("the stored step costs are not used (%s); profiling this machine", "; ".join(differing))
+    started_s = time.monotonic()
+    engine.profile()
+    logger.info("profiled the costs of steps in %.1f s", time.monotonic() - started_s)
 
 
 def check_calibration(calibration: Calibration, draft: DraftModel) -> None:

@@ -9,31 +9,37 @@ come out of the same forward. One thread owns the engine.
 from __future__ import annotations
 
 import secrets
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from draftline.calibration.profile import EngineSize, draft_facts, machine_facts, profile_draft, profile_verify
 from draftline.calibration.survival import Calibration
 from draftline.decoding.verify import SamplingLaw, law_of, num_matching, verify_sampled
 from draftline.draft.checkpoint import DraftModel
 from draftline.draft.config import DraftConfig
 from draftline.draft.proposer import EngineRoom, ProcessedTokens, Proposal, Proposer, ProposerFactory
 from draftline.draft.serve import new_proposer
-from draftline.engine.policy import LengthPolicy, OffPolicy
 from draftline.engine.requests import (
     EngineLoad,
     EngineRequest,
     FinishReason,
     SamplingParams,
     SpeculationStats,
+    StepReport,
     TokenEvent,
 )
 from draftline.engine.slots import RunningRequest, SlotTable
 from draftline.errors import InputError, TargetError
+from draftline.scheduling.costs import CostTable
+from draftline.scheduling.policies import LengthPolicy, OffPolicy
+from draftline.scheduling.scheduler import Scheduler, Segments, StepShape
 from draftline.target.batch import Chunk, StepBatch, build_batch
 from draftline.target.lean import ModelConfig, TargetOutput
 from draftline.target.load import Target
@@ -80,8 +86,10 @@ class Engine:
     Args:
         target: The model whose law the output follows.
         limits: Fixed sizes.
-        policy: How much of each block is verified.
+        policy: How much of each block is verified; may be exchanged between steps.
         calibration: Maps confidence logits to survival; raw when ``None``.
+        costs: What steps cost here. Measured by :meth:`profile`, at the latest
+            when an adaptive policy first needs it.
         keep_traces: Collect a :class:`StepTrace` per request and step.
     """
 
@@ -92,12 +100,13 @@ class Engine:
         policy: LengthPolicy | None = None,
         *,
         calibration: Calibration | None = None,
+        costs: CostTable | None = None,
         keep_traces: bool = False,
     ) -> None:
         self._target = target
         self._model = target.model
         self._limits = limits
-        self.policy: LengthPolicy = policy or OffPolicy()
+        self._scheduler = Scheduler(policy or OffPolicy(), limits.num_slots, 1, costs)
         self.calibration = calibration
         self.traces: list[StepTrace] | None = [] if keep_traces else None
         # A block is written past the context, so positions go a little further.
@@ -107,7 +116,84 @@ class Engine:
         self._waiting: deque[EngineRequest] = deque()
         self._cancelled: set[str] = set()
         self._proposer: Proposer | None = None
+        self._make_proposer: ProposerFactory | None = None
+        self._draft_facts: dict[str, str] = {}
         self._mean_budget = 0.0
+        self._report = StepReport()
+
+    # -- scheduling ---------------------------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> LengthPolicy:
+        """How much of each block is verified."""
+        return self._scheduler.policy
+
+    @policy.setter
+    def policy(self, policy: LengthPolicy) -> None:
+        self._scheduler.policy = policy
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Maps confidence logits to survival; exchanged together with the draft."""
+        return self._calibration
+
+    @calibration.setter
+    def calibration(self, calibration: Calibration | None) -> None:
+        self._calibration = calibration
+        self._scheduler.estimate.set_prior(calibration.expected_survival if calibration is not None else None)
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """What decides, and what it has learned; replaced when the draft is."""
+        return self._scheduler
+
+    @property
+    def costs(self) -> CostTable | None:
+        """What steps cost here, if that was measured or given."""
+        return self._scheduler.costs
+
+    def profile(self) -> CostTable:
+        """Measure what steps cost here (some seconds) and use it; with the present draft, if there is one.
+
+        Neither the cache nor the draft's state of running requests is touched.
+        """
+        self._scheduler.costs = profile_verify(self._target, self._size())
+        self._profile_draft()
+        assert self._scheduler.costs is not None
+        return self._scheduler.costs
+
+    def use_costs(self, costs: CostTable) -> list[str]:
+        """Take a stored table if it was measured here, for this target, dtype and draft.
+
+        Returns:
+            What differs, in words; the table is then not used. A table of
+            another draft is used, and the draft's part measured again.
+        """
+        size = self._size()
+        differing = costs.mismatches(machine_facts(self._target))
+        if not costs.covers(size.num_requests, size.num_requests * (size.block_size + 1)):
+            differing.append(f"it ends at {costs.requests[-1]} requests and {costs.tokens[-1]} tokens")
+        if not differing:
+            self._scheduler.costs = costs
+            if costs.mismatches(self._draft_facts):
+                self._profile_draft()
+        return differing
+
+    def _profile_draft(self) -> None:
+        if self._make_proposer is None or self._scheduler.costs is None:
+            return
+        # A proposer of its own: the one in use knows the running requests.
+        draft_ms = profile_draft(self._make_proposer, self._size())
+        self._scheduler.costs = self._scheduler.costs.with_draft(draft_ms, self._draft_facts)
+
+    def _size(self) -> EngineSize:
+        return EngineSize(self._limits.num_slots, self._limits.max_context, self._scheduler.block_size)
+
+    def _ensure_costs(self) -> None:
+        if self._scheduler.costs is None:
+            self.profile()
+        elif not self._scheduler.costs.draft_ms:
+            self._profile_draft()
 
     # -- requests -----------------------------------------------------------------------------------------------
 
@@ -151,7 +237,9 @@ class Engine:
         """A snapshot of how busy the engine is."""
         used = sum(r.num_processed for r in self._slots.running)
         capacity = self._limits.num_slots * self._limits.max_context
-        return EngineLoad(len(self._slots.running), len(self._waiting), used / capacity, self._mean_budget)
+        return EngineLoad(
+            len(self._slots.running), len(self._waiting), used / capacity, self._mean_budget, self._report
+        )
 
     def swap_draft(self, draft: DraftModel | None) -> None:
         """Take another trained draft, or none; see :meth:`swap_proposer`.
@@ -163,13 +251,18 @@ class Engine:
             self.swap_proposer(None)
             return
         check_fits(draft.config, self._target.config)
-        self.swap_proposer(lambda room: new_proposer(draft, self._target, room))
+        self.swap_proposer(lambda room: new_proposer(draft, self._target, room), facts=draft_facts(draft))
 
-    def swap_proposer(self, make: ProposerFactory | None) -> None:
+    def swap_proposer(self, make: ProposerFactory | None, *, facts: dict[str, str] | None = None) -> None:
         """Draft by other means from now on, or not at all; call between steps.
 
         Requests in flight go on without speculation (what the old proposer
         knew of them is lost); the output law does not change.
+
+        Args:
+            make: Makes the proposer.
+            facts: What a stored cost table of drafting must have been measured
+                with; measured anew when ``None``.
 
         Raises:
             TargetError: it proposes larger blocks than the engine has room for; the old one stays.
@@ -179,33 +272,49 @@ class Engine:
             raise TargetError(
                 "the engine has no room for the blocks", got=proposer.block_size, expected=f"1 to {MAX_BLOCK_SIZE}"
             )
-        self._proposer = proposer
+        self._proposer, self._make_proposer = proposer, make
+        self._draft_facts = facts or {}
+        self._renew_scheduler(proposer.block_size if proposer is not None else 1)
         for request in self._slots.running:
             request.has_draft_context = False
+            request.row = self._scheduler.admit()
         self._slots.forget()
+
+    def _renew_scheduler(self, block_size: int) -> None:
+        """What was learned speaks of the old draft; what the target costs stays."""
+        costs = self._scheduler.costs
+        if costs is not None and (not self._draft_facts or costs.mismatches(self._draft_facts)):
+            costs = replace(costs, draft_requests=(), draft_ms=())
+        prior = self.calibration.expected_survival if self.calibration is not None else None
+        self._scheduler = Scheduler(self.policy, self._limits.num_slots, block_size, costs, prior)
 
     # -- the step -----------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def step(self) -> list[TokenEvent]:
         """Advance every running request; returns what happened, finished requests included."""
+        started_s = time.perf_counter()
         events = self._drop_cancelled()
         self._admit()
         running = self._slots.running
         if not running:
             return events
         decoding = [r for r in running if not r.is_prefilling]
-        proposal, drafting = self._propose(decoding)
+        took = Segments()
+        proposal, drafting = self._propose(running, decoding, took)
         lengths = self._choose_lengths(proposal, drafting, decoding)
         drafted = self._drafted_ids(proposal, drafting, lengths)
         chunks, ready = self._chunks(running, drafted)
         batch = build_batch([c for _, c in chunks], self._num_positions, self._model.dtype, self._model.device)
         taps = self._proposer.tap_ids if self._proposer is not None else ()
+        forward_s = time.perf_counter()
         output = self._model.forward(batch, self._cache, taps)
         logits, first_row = self._logits(output, chunks, ready)
         best, log_normaliser = logits.argmax(-1).tolist(), logits.float().logsumexp(-1)
+        took.verify_ms = 1000 * (time.perf_counter() - forward_s)
         laws = self._laws(logits, chunks, first_row, drafted)
         proposal_row = {r.slot: row for row, r in enumerate(drafting)}
+        accepted_M = np.zeros(len(drafting), dtype=np.int64)
         offset = 0
         kept: list[Tensor] = []
         finished: list[tuple[RunningRequest, FinishReason]] = []
@@ -221,8 +330,8 @@ class Engine:
                 )
                 if not request.is_prefilling:
                     valid = 1 + num_accepted
-                    if row is not None and self.policy.backs_off:
-                        request.note_block(num_accepted)
+                    if row is not None:
+                        accepted_M[row] = num_accepted
                 emitted, reason = self._until_the_end(request, new_ids)
                 if not request.is_prefilling:
                     request.stats.record(len(drafted[request.slot]), num_accepted, len(emitted))
@@ -237,7 +346,32 @@ class Engine:
         self._append_features(output, batch, torch.cat(kept))
         for request, _ in finished:
             self._release(request)
+        took.other_ms = 1000 * (time.perf_counter() - started_s) - took.draft_ms - took.verify_ms
+        self._learn(np.array(lengths, dtype=np.int64), accepted_M, took, offset)
         return events
+
+    def _learn(self, lengths_M: NDArray[np.int64], accepted_M: NDArray[np.int64], took: Segments, tokens: int) -> None:
+        """Tell the scheduler what came of its step, and keep a report of it."""
+        scheduler, budget = self._scheduler, int(lengths_M.sum())
+        plan = scheduler.current_plan
+        predicted_ms = scheduler.predicted_ms(plan, budget)
+        scheduler.observe(lengths_M, accepted_M, took)
+        self._report = StepReport(
+            predicted_ms=predicted_ms,
+            measured_ms=took.total_ms,
+            draft_ms=took.draft_ms,
+            verify_ms=took.verify_ms,
+            num_requests=plan.shape.num_requests,
+            num_drafting=len(plan.rows_M),
+            num_tokens=tokens,
+            num_prefill_tokens=plan.shape.num_prefill_tokens,
+            budget=budget,
+            num_accepted=int(accepted_M.sum()),
+            num_probes=scheduler.num_probes,
+            calibration_ece=scheduler.calibration_error.ece,
+            calibration_brier=scheduler.calibration_error.brier,
+            survival_correction=scheduler.estimate.common_correction,
+        )
 
     def _admit(self) -> None:
         later: list[EngineRequest] = []
@@ -253,21 +387,26 @@ class Engine:
                 if self._proposer is not None:
                     self._proposer.move(source, slot, length)
             seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(63)
-            self._slots.admit(RunningRequest(request, slot, length, np.random.default_rng(seed)))
+            row = self._scheduler.admit()
+            self._slots.admit(RunningRequest(request, slot, length, np.random.default_rng(seed), row=row))
         self._waiting.extendleft(reversed(later))
 
-    def _propose(self, decoding: Sequence[RunningRequest]) -> tuple[Proposal | None, list[RunningRequest]]:
-        if self._proposer is None or not self.policy.wants_draft:
+    def _propose(
+        self, running: Sequence[RunningRequest], decoding: Sequence[RunningRequest], took: Segments
+    ) -> tuple[Proposal | None, list[RunningRequest]]:
+        """Let the scheduler choose who drafts, and draft for them."""
+        able: list[RunningRequest] = []
+        if self._proposer is not None and self.policy.wants_draft and decoding:
+            # The last token needs no draft: the target's own draw ends the request.
+            able = [r for r in decoding if r.has_draft_context and r.num_left > 1]
+            if self.policy.is_adaptive and able:
+                self._ensure_costs()
+        plan = self._scheduler.plan(np.array([r.row for r in able], dtype=np.int64), self._shape(running, decoding))
+        if self._proposer is None or not len(plan.rows_M):
             return None, []
-        # The last token needs no draft: the target's own draw ends the request.
-        drafting = []
-        for request in decoding:
-            if request.draft_pause > 0:
-                request.draft_pause -= 1
-            elif request.has_draft_context and request.request.sampling.max_tokens - len(request.output_ids) > 1:
-                drafting.append(request)
-        if not drafting:
-            return None, []
+        started_s = time.perf_counter()
+        chosen = set(plan.rows_M.tolist())
+        drafting = [r for r in able if r.row in chosen]
         temperatures = [r.request.sampling.temperature for r in drafting]
         uniforms = None
         if any(t > 0 for t in temperatures):
@@ -280,7 +419,17 @@ class Engine:
             temperatures,
             uniforms,
         )
+        took.draft_ms = 1000 * (time.perf_counter() - started_s)
         return proposal, drafting
+
+    def _shape(self, running: Sequence[RunningRequest], decoding: Sequence[RunningRequest]) -> StepShape:
+        prefilling = len(running) - len(decoding)
+        tokens = 0
+        if prefilling:
+            left = sum(len(r.request.prompt_ids) - r.num_processed for r in running if r.is_prefilling)
+            tokens = min(left, self._limits.prefill_tokens)
+        context = sum(r.num_processed for r in decoding) / len(decoding) if decoding else None
+        return StepShape(len(decoding), tokens, prefilling, context)
 
     def _choose_lengths(
         self, proposal: Proposal | None, drafting: Sequence[RunningRequest], decoding: Sequence[RunningRequest]
@@ -292,16 +441,13 @@ class Engine:
         block = proposal.token_ids_RB.shape[1]
         survival = None
         if proposal.confidence_RB is not None:
-            raw = proposal.confidence_RB.double().numpy()
+            raw = proposal.confidence_RB.double().cpu().numpy()
             survival = (self.calibration or Calibration.identity(block)).survival(raw)
-        lengths = self.policy.lengths(survival, block, len(drafting))
-        if proposal.lengths_R is not None:
-            lengths = [min(n, drafted) for n, drafted in zip(lengths, proposal.lengths_R, strict=True)]
         # A request never needs more drafts than tokens it may still emit, less the target's own.
-        lengths = [
-            min(n, r.request.sampling.max_tokens - len(r.output_ids) - 1)
-            for n, r in zip(lengths, drafting, strict=True)
-        ]
+        caps = np.minimum([r.num_left - 1 for r in drafting], block)
+        if proposal.lengths_R is not None:
+            caps = np.minimum(caps, proposal.lengths_R)
+        lengths: list[int] = self._scheduler.lengths(survival, caps).tolist()
         self._mean_budget = 0.95 * self._mean_budget + 0.05 * (sum(lengths) / len(decoding))
         return lengths
 
@@ -461,6 +607,7 @@ class Engine:
         return events
 
     def _release(self, request: RunningRequest) -> None:
+        self._scheduler.release(request.row)
         moved = self._slots.release(request)
         if moved is not None:
             source, destination, length = moved

@@ -127,6 +127,43 @@ class TokenEvent:
 
 
 @dataclass(frozen=True)
+class StepReport:
+    """What the last step did and what the scheduler knew of it; zeros before the first.
+
+    Attributes:
+        predicted_ms: Milliseconds the step was expected to take; 0 where costs were not profiled.
+        measured_ms: Milliseconds it took, ``draft_ms`` and ``verify_ms`` among them.
+        draft_ms: Of proposing blocks.
+        verify_ms: Of the target's forward.
+        num_requests: Decoding requests.
+        num_drafting: Of those, with a drafted block.
+        num_tokens: Tokens of the forward: one for each decoding request, drafts, prompt chunks.
+        num_prefill_tokens: Prompt tokens planned for it.
+        budget: Draft tokens verified.
+        num_accepted: Of those, accepted.
+        num_probes: Blocks drafted since the start (or the last draft swap) only to find out whether drafting pays.
+        calibration_ece: Running expected calibration error of predicted survival against acceptance.
+        calibration_brier: Running Brier score of the same.
+        survival_correction: Accepted over predicted drafts lately; 1 where confidences are right on average.
+    """
+
+    predicted_ms: float = 0.0
+    measured_ms: float = 0.0
+    draft_ms: float = 0.0
+    verify_ms: float = 0.0
+    num_requests: int = 0
+    num_drafting: int = 0
+    num_tokens: int = 0
+    num_prefill_tokens: int = 0
+    budget: int = 0
+    num_accepted: int = 0
+    num_probes: int = 0
+    calibration_ece: float = 0.0
+    calibration_brier: float = 0.0
+    survival_correction: float = 1.0
+
+
+@dataclass(frozen=True)
 class EngineLoad:
     """A snapshot for admission, metrics and autoscaling.
 
@@ -135,9 +172,11 @@ class EngineLoad:
         num_waiting: Requests queued for one.
         kv_cache_usage: Share of cache positions in use, 0 to 1.
         mean_budget: Recent mean of verified draft tokens per request and step.
+        step: The last step.
     """
 
     num_running: int
     num_waiting: int
     kv_cache_usage: float
     mean_budget: float
+    step: StepReport = StepReport()

@@ -12,11 +12,6 @@ from draftline.engine.requests import EngineRequest, SpeculationStats
 MIN_SHARED_AHEAD = 64
 """Prompt tokens that another request must be about to compute for a request to wait for them."""
 
-MAX_DRAFT_PAUSE = 16
-GAIN_WEIGHT = 0.2
-MIN_GAIN = 0.25
-"""About what drafting and verifying a few tokens costs, in plain steps."""
-
 
 @dataclass
 class RunningRequest:
@@ -28,10 +23,8 @@ class RunningRequest:
         num_processed: Tokens whose keys and values are in the cache.
         output_ids: Generated tokens; the last is the anchor, not yet processed.
         has_draft_context: The draft's features cover all processed tokens.
-        gain: Running mean of the tokens that a block brought.
-        num_empty: Blocks in a row at too low a gain.
-        draft_pause: Decode steps to go without drafting.
         random: Source of the request's randomness.
+        row: Of the scheduler, from admission to the end (slots move).
         stats: Counters.
     """
 
@@ -39,32 +32,20 @@ class RunningRequest:
     slot: int
     num_processed: int
     random: np.random.Generator
+    row: int = 0
     output_ids: list[int] = field(default_factory=list)
     has_draft_context: bool = True
-    gain: float = 1.0
-    num_empty: int = 0
-    draft_pause: int = 0
     stats: SpeculationStats = field(default_factory=SpeculationStats)
-
-    def note_block(self, num_accepted: int) -> None:
-        """Back off from drafting while blocks bring nothing.
-
-        On text that the draft does not know, drafting costs every step
-        something and gives nothing, however sure the draft is of itself. The
-        pause doubles up to 16 steps and ends with the first block that brings
-        a token. It looks only at past steps, so the output law is untouched.
-        """
-        self.gain += GAIN_WEIGHT * (num_accepted - self.gain)
-        if self.gain >= MIN_GAIN:
-            self.num_empty = 0
-        else:
-            self.num_empty += 1
-            self.draft_pause = min(2**self.num_empty, MAX_DRAFT_PAUSE)
 
     @property
     def is_prefilling(self) -> bool:
         """Whether prompt tokens remain to be processed."""
         return self.num_processed < len(self.request.prompt_ids)
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that it may still emit."""
+        return self.request.sampling.max_tokens - len(self.output_ids)
 
 
 class SlotTable:

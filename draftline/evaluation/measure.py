@@ -18,10 +18,10 @@ from draftline.calibration.survival import Calibration
 from draftline.draft.checkpoint import DraftModel
 from draftline.engine.build import run_to_completion
 from draftline.engine.engine import Engine, EngineLimits
-from draftline.engine.policy import FixedPolicy, LengthPolicy, OffPolicy
 from draftline.engine.requests import EngineRequest, SpeculationStats
 from draftline.evaluation.acceptance import Acceptance, Report, accept_whole_blocks, summarise
 from draftline.evaluation.turns import Decoding, EvaluationPrompt, answer_turns, context_for
+from draftline.scheduling.policies import FixedPolicy, LengthPolicy, OffPolicy
 from draftline.target.load import Target
 
 SLOTS = 8

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 
 from draftline.calibration.survival import Calibration
 from draftline.draft.stored import stored_draft
-from draftline.engine.policy import OffPolicy, policy_from_spec
 from draftline.errors import InputError
 from draftline.evaluation.acceptance import Acceptance, Report
 from draftline.evaluation.measure import (
@@ -20,6 +19,7 @@ from draftline.evaluation.measure import (
 from draftline.evaluation.suites import load_suite
 from draftline.evaluation.turns import EvaluationPrompt, tokenised
 from draftline.prompts.spread import even_spread
+from draftline.scheduling.policies import OffPolicy, policy_from_spec
 from draftline.spec.models import HELD_OUT
 from draftline.steps.context import StepContext, StepOutput
 from draftline.target.load import load_target

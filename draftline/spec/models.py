@@ -484,8 +484,14 @@ class ServingSpec(Part):
         max_requests: Decoding slots of one replica.
         max_waiting: Requests that may queue before 429.
         max_context: Prompt plus answer tokens of one request.
-        policy: ``off`` (plain), ``fixed`` (whole blocks), ``threshold``.
+        policy: How much of each drafted block is verified: ``off`` (nothing),
+            ``fixed`` (the first ``fixed_length`` drafts), ``threshold`` (up to
+            the first survival below ``threshold``), ``sync`` (as long as the
+            step's throughput rises, by this step's confidences), ``async``
+            (the budget that maximises throughput, from confidences two steps
+            old).
         threshold: Cumulative survival below which ``threshold`` stops.
+        fixed_length: Drafts that ``fixed`` verifies, whole blocks when null.
         min_replicas: Lower bound of the autoscaler.
         max_replicas: Upper bound of the autoscaler.
     """
@@ -494,8 +500,9 @@ class ServingSpec(Part):
     max_requests: PositiveInt = 8
     max_waiting: Annotated[int, Field(ge=0)] = 64
     max_context: PositiveInt = 2048
-    policy: Literal["off", "fixed", "threshold"] = "threshold"
+    policy: Literal["off", "fixed", "threshold", "sync", "async"] = "threshold"
     threshold: Fraction = 0.1
+    fixed_length: PositiveInt | None = None
     min_replicas: PositiveInt = 1
     max_replicas: PositiveInt = 1
 

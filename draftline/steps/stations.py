@@ -135,7 +135,7 @@ _STATIONS = (
         ("name", "target", "calibration", "responses.sampling", "serving.max_context", "seed"),
         ("prompts", "draft"),
         "ray_jobs.calibrate:run",
-        version=3,
+        version=4,
         on_ray=True,
     ),
     Station(
@@ -154,6 +154,7 @@ _STATIONS = (
             "serving.max_context",
             "serving.policy",
             "serving.threshold",
+            "serving.fixed_length",
             "seed",
         ),
         ("prompts", "draft", "calibration"),

@@ -5,9 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-import pytest
-
-from draftline.calibration.profile import CostTable, profile_costs
+from draftline.calibration.profile import EngineSize, profile_costs
 from draftline.calibration.station import calibrate, read_prompts
 from draftline.calibration.survival import Calibration
 from draftline.spec import derive
@@ -27,6 +25,9 @@ def test_it_fits_what_the_engine_did(loaded_target: Target) -> None:
     assert len(fitted.temperatures) == draft.config.block_size
     assert fitted.num_samples >= 50
     assert sum(fitted.ece_after) < sum(fitted.ece_before)
+    survival = fitted.expected_survival
+    assert survival is not None and len(survival) == draft.config.block_size
+    assert 1 > survival[0] > survival[-1] > 0 and list(survival) == sorted(survival, reverse=True)
     assert [done for done, _ in seen] == list(range(1, 15)) and seen[-1] == (14, 14)
     assert fitted == calibrate(FAST, loaded_target, draft, PROMPTS)
 
@@ -44,23 +45,12 @@ def test_prompts_that_do_not_fit_are_left_out(loaded_target: Target) -> None:
     assert calibrate(FAST, loaded_target, bigram_draft(loaded_target), long) == Calibration.identity(4)
 
 
-def test_costs_are_profiled(loaded_target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("draftline.calibration.profile.REQUESTS", (1, 2))
-    table = profile_costs(loaded_target, bigram_draft(loaded_target))
-    assert {requests: list(costs) for requests, costs in table.verify_ms.items()} == {1: [1, 2, 4, 8], 2: [2, 4, 8, 16]}
-    assert list(table.draft_ms) == [1, 2]
-    for costs in table.verify_ms.values():
-        assert min(costs.values()) > 0 and list(costs.values()) == sorted(costs.values())
-
-
-def test_sglangs_table_takes_the_fewest_requests() -> None:
-    table = CostTable({1: {1: 10.0, 2: 12.5}, 2: {2: 20.0, 4: 25.0}}, {1: 1.0}, threads=2)
-    assert table.sps_table() == {
-        "sample_batch_tokens": [1, 2, 4],
-        "sample_steps_per_sec": [100.0, 80.0, 40.0],
-        "max_batch_tokens": 4,
-    }
-    assert table.to_json()["verify_ms"] == {"1": {"1": 10.0, "2": 12.5}, "2": {"2": 20.0, "4": 25.0}}
+def test_costs_are_profiled(loaded_target: Target) -> None:
+    table = profile_costs(loaded_target, bigram_draft(loaded_target), EngineSize(3, 160, 4))
+    assert table.requests == (1, 2, 3) and table.draft_requests == (1, 2, 3)
+    assert {r * each for r in (1, 2, 3) for each in (1, 2, 4, 5)} == set(table.tokens)
+    assert table.covers(3, 15) and table.context_tokens == 80
+    assert {"machine", "threads", "dtype", "target", "draft"} == set(table.facts)
 
 
 def test_read_prompts() -> None:

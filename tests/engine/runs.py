@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from draftline.draft.checkpoint import DraftModel
 from draftline.engine.engine import Engine, EngineLimits
-from draftline.engine.policy import FixedPolicy, LengthPolicy
 from draftline.engine.requests import EngineRequest, SamplingParams, SpeculationStats, TokenEvent
+from draftline.scheduling.policies import FixedPolicy, LengthPolicy
 from draftline.target.load import Target
 from tests.servers.tiny_target import grammar_pair
 

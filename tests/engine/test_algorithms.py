@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from draftline.draft.checkpoint import DraftModel, export_state
-from draftline.engine.policy import FixedPolicy, ThresholdPolicy
 from draftline.engine.requests import EngineRequest
+from draftline.scheduling.policies import FixedPolicy, ThresholdPolicy
 from draftline.target.load import Target
 from tests.engine.runs import Answer, answer, greedy, make_engine, questions
 from tests.engine.test_law import ALARM, VOCAB, expected, p_value, target
@@ -77,7 +77,7 @@ def test_output_follows_the_targets_law(target: Target, expected: NDArray[np.flo
     assert verified > 1
 
 
-def test_a_threshold_takes_whole_blocks_where_nothing_is_known_of_survival(
+def test_a_threshold_reads_past_acceptance_where_nothing_predicts_survival(
     loaded_target: Target, requests: list[EngineRequest]
 ) -> None:
     draft = draft_of(loaded_target, "eagle3")
@@ -86,7 +86,6 @@ def test_a_threshold_takes_whole_blocks_where_nothing_is_known_of_survival(
         for policy in (FixedPolicy(), ThresholdPolicy(0.5))
     ]
     assert by_policy[0] > 0
-    # The threshold policy also pauses requests whose drafts are of no use.
     assert 0 < by_policy[1] <= by_policy[0]
 
 

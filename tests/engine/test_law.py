@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy.stats import chisquare
 
 from draftline.draft.checkpoint import DraftModel, export_state
-from draftline.engine.policy import FixedPolicy, LengthPolicy, ThresholdPolicy
 from draftline.engine.requests import EngineRequest, SamplingParams
+from draftline.scheduling.policies import FixedPolicy, LengthPolicy, StepView, ThresholdPolicy
 from draftline.target.batch import Chunk, build_batch
 from draftline.target.load import Target
 from tests.engine.runs import answer, make_engine
@@ -88,12 +88,11 @@ class PeekingPolicy:
     """Verifies the first draft only when the confidence *after* it looks good, which has seen that very draft."""
 
     wants_draft = True
-    backs_off = False
+    is_adaptive = False
 
-    def lengths(self, survival_RB: NDArray[np.float64] | None, block_size: int, num_requests: int) -> list[int]:
-        assert survival_RB is not None
-        after = survival_RB[:, 1] / survival_RB[:, 0]
-        return [block_size if good else 0 for good in after > 0.5]
+    def lengths(self, view: StepView) -> NDArray[np.int64]:
+        after = view.predicted_MB[:, 1] / view.predicted_MB[:, 0]
+        return np.where(after > 0.5, view.caps_M, 0)
 
 
 def test_a_policy_that_peeks_is_noticed(target: Target, draft: DraftModel, expected: NDArray[np.float64]) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from draftline.draft.checkpoint import DraftModel
-from draftline.engine.policy import FixedPolicy, LengthPolicy, OffPolicy, ThresholdPolicy
 from draftline.engine.requests import EngineRequest, SamplingParams
+from draftline.scheduling.policies import FixedPolicy, LengthPolicy, OffPolicy, ThresholdPolicy
 from draftline.target.load import Target
 from tests.counted_forward import count_rows
 from tests.engine.runs import Answer, answer, check_dense, finish, gather, greedy, make_engine, questions

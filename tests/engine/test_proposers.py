@@ -14,9 +14,9 @@ from draftline.draft.prompt_lookup import PromptLookup, continuation
 from draftline.draft.proposer import EngineRoom, ProposerFactory
 from draftline.draft.standalone import StandaloneDraft
 from draftline.engine.engine import MAX_BLOCK_SIZE, Engine, EngineLimits
-from draftline.engine.policy import FixedPolicy
 from draftline.engine.requests import EngineRequest, SamplingParams
 from draftline.errors import TargetError
+from draftline.scheduling.policies import FixedPolicy
 from draftline.target.load import Target
 from tests.counted_forward import count_rows
 from tests.engine.runs import Answer, answer, greedy, make_engine, questions

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from draftline.draft.checkpoint import DraftModel
-from draftline.engine.policy import FixedPolicy
 from draftline.engine.requests import EngineRequest, SamplingParams, SpeculationStats
 from draftline.errors import InputError, TargetError
+from draftline.scheduling.policies import FixedPolicy
 from draftline.target.load import Target
 from tests.engine.runs import answer, finish, gather, greedy, make_engine, questions
 from tests.servers.tiny_target import bigram_draft, random_draft, tiny_draft_config

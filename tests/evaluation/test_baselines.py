@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from draftline.engine.engine import Engine, EngineLimits, StepTrace
-from draftline.engine.policy import FixedPolicy, OffPolicy
 from draftline.engine.requests import SpeculationStats
 from draftline.errors import InputError
 from draftline.evaluation import baselines
@@ -23,6 +22,7 @@ from draftline.evaluation.baselines import (
 )
 from draftline.evaluation.prompt import SuitePrompt
 from draftline.evaluation.turns import Decoding, EvaluationPrompt, tokenised
+from draftline.scheduling.policies import FixedPolicy, OffPolicy
 from draftline.target.load import Target
 from tests.engine.runs import answer
 from tests.servers.tiny_target import bigram_draft, grammar_pair, random_draft, tiny_draft_config

@@ -12,12 +12,12 @@ import pytest
 from draftline.calibration.measures import measure_confidences, survival_events
 from draftline.calibration.survival import Calibration
 from draftline.engine.engine import Engine
-from draftline.engine.policy import FixedPolicy, OffPolicy, ThresholdPolicy
 from draftline.evaluation import measure
 from draftline.evaluation.measure import Bench, compare_greedy, measure_acceptance, measure_speed
 from draftline.evaluation.prompt import SuitePrompt
 from draftline.evaluation.turns import Decoding, EvaluationPrompt, tokenised
 from draftline.responses.generate import prompt_ids
+from draftline.scheduling.policies import FixedPolicy, OffPolicy, ThresholdPolicy
 from draftline.target.load import Target
 from tests.engine.runs import answer
 from tests.servers.tiny_target import bigram_draft, grammar_pair, random_draft, tiny_draft_config
@@ -108,7 +108,6 @@ def test_the_sweep_comes_near_a_real_run_at_the_threshold(bench: Bench, prompts:
     found = measure_acceptance(bench, prompts, 0.0, lambda done: None)
     point = next(point for point in found.sweep if point.threshold == 0.3)
     policy = ThresholdPolicy(0.3)
-    policy.backs_off = False  # type: ignore[misc]
     engine = bench.engine(policy, 8, 64)
     engine.traces = []
     answer(engine, [bench.decoding(0.0).request(p.id, p.ids, n) for n, p in enumerate(prompts)])
