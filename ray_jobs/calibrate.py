@@ -10,7 +10,12 @@ from ray_jobs.on_worker import run_on_worker
 from ray_jobs.runtime import main
 
 _FILE = "calibration.json"
-_DETAILS = ("auc", "auc_before", "brier", "brier_before", "reliability", "reliability_before")
+_DETAILS = (
+    *(name + when for name in ("auc", "brier", "log_loss", "reliability") for when in ("", "_before")),
+    "candidates",
+    "rule",
+    "held_out",
+)
 
 
 def run(context: StepContext) -> StepOutput:
@@ -37,7 +42,8 @@ def _calibrate(context: StepContext) -> StepOutput:
         "file": _FILE,
         "ece_before": list(fitted.ece_before),
         "ece_after": list(fitted.ece_after),
-        **{name: fitted.extra.get(name, []) for name in _DETAILS},
+        "method": fitted.method,
+        **{name: fitted.extra[name] for name in _DETAILS if name in fitted.extra},
         "cost_table": fitted.extra.get("cost_table", {}),
         "num_samples": fitted.num_samples,
     }

@@ -1,1 +1,1 @@
-"""Calibration of confidences: survival, sequential temperature scaling, its measures."""
+"""Calibration of confidences: maps to survival, their fits, their measures and the choice among them."""

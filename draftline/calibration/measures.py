@@ -39,6 +39,14 @@ def brier_score(predicted: Array, observed: NDArray[np.bool_]) -> float:
     return float(np.mean((predicted - observed) ** 2)) if len(predicted) else float("nan")
 
 
+def log_loss(predicted: Array, observed: NDArray[np.bool_]) -> float:
+    """Mean negative log-likelihood of the outcomes in nats, predictions a millionth off 0 and 1; NaN of nothing."""
+    if len(predicted) == 0:
+        return float("nan")
+    kept = np.clip(predicted, 1e-6, 1 - 1e-6)
+    return float(-np.mean(np.log(np.where(observed, kept, 1 - kept))))
+
+
 def area_under_curve(predicted: Array, observed: NDArray[np.bool_]) -> float:
     """ROC AUC by ranks (ties share theirs); NaN when only one outcome occurs."""
     positives = int(observed.sum())
@@ -66,12 +74,14 @@ class ConfidenceMeasures:
     Attributes:
         ece: Expected calibration error.
         brier: Mean squared error.
+        log_loss: Mean negative log-likelihood, nats.
         auc: Area under the ROC curve, NaN where only one outcome occurred.
         reliability: Points of the reliability diagram.
     """
 
     ece: tuple[float, ...]
     brier: tuple[float, ...]
+    log_loss: tuple[float, ...]
     auc: tuple[float, ...]
     reliability: tuple[list[dict[str, float]], ...]
 
@@ -80,6 +90,7 @@ class ConfidenceMeasures:
         return {
             "ece": list(self.ece),
             "brier": list(self.brier),
+            "log_loss": list(self.log_loss),
             "auc": [None if math.isnan(value) else value for value in self.auc],
             "reliability": list(self.reliability),
         }
@@ -96,6 +107,7 @@ def measure_confidences(survival_NB: Array, events_NB: NDArray[np.bool_]) -> Con
     return ConfidenceMeasures(
         tuple(expected_calibration_error(p, o) for p, o in columns),
         tuple(brier_score(p, o) for p, o in columns),
+        tuple(log_loss(p, o) for p, o in columns),
         tuple(area_under_curve(p, o) for p, o in columns),
         tuple(reliability(p, o) for p, o in columns),
     )

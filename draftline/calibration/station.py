@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from draftline.calibration.fit import MIN_SAMPLES, fit_temperatures
+from draftline.calibration.choice import MIN_SAMPLES, VerifiedBlocks, fit_calibration
 from draftline.calibration.measures import survival_events
 from draftline.calibration.profile import EngineSize, profile_costs
 from draftline.calibration.survival import Calibration
@@ -52,7 +52,8 @@ def calibrate(
     accepted = [t.num_accepted for t in traces]
     if draft.config.enable_confidence_head and traces:
         logits = np.array([t.confidence_B for t in traces], dtype=np.float64)
-        fitted = fit_temperatures(logits, accepted, f"{spec.name} calibration split")
+        blocks = VerifiedBlocks(logits, accepted, [t.request_id for t in traces])
+        fitted = fit_calibration(blocks, f"{spec.name} calibration split", spec.calibration.method)
     else:
         fitted = Calibration.identity(block)
     if len(traces) >= MIN_SAMPLES:

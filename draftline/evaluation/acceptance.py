@@ -73,7 +73,7 @@ class Acceptance:
         domains: By domain.
         num_dropped_turns: Later turns that did not fit the context.
         before: Raw confidences, ``None`` without a head or a whole block.
-        after: The same after sequential temperature scaling.
+        after: The same after the calibration's map.
         sweep: What thresholds on the calibrated survival would do.
         turns: Every answer.
     """
@@ -89,7 +89,7 @@ class Acceptance:
 
     @property
     def ece(self) -> float | None:
-        """Calibration error of the cumulative survival after scaling, mean over positions."""
+        """Calibration error of the cumulative survival after the calibration's map, mean over positions."""
         return float(np.mean(self.after.ece)) if self.after is not None else None
 
     def to_json(self) -> dict[str, Any]:

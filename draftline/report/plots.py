@@ -35,7 +35,7 @@ class Reliability:
     Attributes:
         where: Measured on.
         before: Raw.
-        after: After sequential temperature scaling.
+        after: After the chosen map.
         ece_before: Calibration error by position.
         ece_after: The same after.
     """
@@ -48,9 +48,10 @@ class Reliability:
 
     @classmethod
     def of_fit(cls, calibration: Mapping[str, Any]) -> Reliability:
-        """On the split that the temperatures were fitted on."""
+        """On the calibration split, by fits that had not seen the request where there were folds."""
         names = ("reliability_before", "reliability", "ece_before", "ece_after")
-        return cls("calibration split", *(calibration.get(name) or () for name in names))
+        where = f"calibration split, {calibration.get('method', 'sts')}"
+        return cls(where, *(calibration.get(name) or () for name in names))
 
     @classmethod
     def of_suites(cls, suites: Mapping[str, Mapping[str, Any]]) -> Reliability:
@@ -157,8 +158,8 @@ def reliability_figure(measures: Reliability) -> Figure:
             continue
         axes.plot([0, 1], [0, 1], color=GREY, linestyle=(0, (4, 3)), linewidth=1.2)
         if place < len(before):
-            _reliability_line(axes, before[place], ORANGE, "s", (0, (2, 2)), "before scaling")
-        _reliability_line(axes, after[place], BLUE, "o", "-", "after scaling")
+            _reliability_line(axes, before[place], ORANGE, "s", (0, (2, 2)), "before")
+        _reliability_line(axes, after[place], BLUE, "o", "-", "after")
         axes.set_title(_ece_title(measures, place), size=9.5, pad=6)
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
         axes.grid()

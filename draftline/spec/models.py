@@ -377,11 +377,16 @@ class CalibrationSpec(Part):
     Attributes:
         max_prompts: Calibration prompts to decode, 0 for all.
         max_new_tokens: Per prompt.
+        method: The map from confidences to survival. ``raw`` leaves them as
+            they are, ``sts`` has a temperature per position, ``bias`` a slope and
+            a bias, ``isotonic`` a monotone curve; ``auto`` takes the best on
+            requests that the fit has not seen.
         profile_cost: Measure the step-cost table of this machine.
     """
 
     max_prompts: Annotated[int, Field(ge=0)] = 32
     max_new_tokens: PositiveInt = 96
+    method: Literal["auto", "raw", "sts", "bias", "isotonic"] = "auto"
     profile_cost: bool = True
 
 

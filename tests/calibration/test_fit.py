@@ -1,18 +1,21 @@
-"""Sequential temperature scaling on data whose temperatures are known, and its measures against plain ones."""
+"""Fits on data whose truth is known, the file, and measures against plain ones."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from draftline.calibration.fit import fit_temperatures
+from draftline.calibration.choice import fit_calibration
+from draftline.calibration.fit import FITS, fit_curves, fit_slopes_and_biases, fit_temperatures
+from draftline.calibration.maps import Curves, SlopesAndBiases
 from draftline.calibration.measures import (
     area_under_curve,
     brier_score,
     expected_calibration_error,
+    log_loss,
     measure_confidences,
     reliability,
     survival_events,
@@ -20,59 +23,86 @@ from draftline.calibration.measures import (
 )
 from draftline.calibration.survival import Calibration
 from draftline.errors import FormatError
+from tests.calibration.cases import Array, blocks, drawn, normal_logits, sigmoid
 
-TRUE = (2.5, 0.5, 1.6)
-
-
-def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    out: NDArray[np.float64] = 1 / (1 + np.exp(-x))
-    return out
+TRUE = np.array([2.5, 0.5, 1.6])
 
 
-def over_and_underconfident(count: int, seed: int) -> tuple[NDArray[np.float64], list[int]]:
-    """Logits that are right after division by ``TRUE``, and how many drafts were accepted."""
-    random = np.random.default_rng(seed)
-    right = random.normal(1.5, 1.2, (count, len(TRUE)))
-    is_accepted = random.random(right.shape) < sigmoid(right)
-    return right * np.array(TRUE), [int(row) for row in is_accepted.cumprod(axis=1).sum(axis=1)]
+def ece(survival: Array, accepted: list[int]) -> list[float]:
+    events = survival_events(accepted, survival.shape[1])
+    return [expected_calibration_error(survival[:, k], events[:, k]) for k in range(survival.shape[1])]
 
 
 def test_known_temperatures_are_recovered_left_to_right() -> None:
     """ECE has noise of about 1 / sqrt(bin size) = 2 %; the curve is flat to that near its minimum."""
-    logits, accepted = over_and_underconfident(20000, 0)
-    fitted = fit_temperatures(logits, accepted, "synthetic")
+    right = normal_logits(20000, 3, 0)
+    fitted = fit_temperatures(right * TRUE, survival_events(drawn(right, 0), 3))
     assert fitted.temperatures == pytest.approx(TRUE, rel=0.2)
-    assert all(after < before for before, after in zip(fitted.ece_before, fitted.ece_after, strict=True))
-    assert max(fitted.ece_after) < 0.02 < min(fitted.ece_before)
-    fresh, fresh_accepted = over_and_underconfident(20000, 1)
-    survival, events = fitted.survival(fresh), survival_events(fresh_accepted, 3)
-    assert all(expected_calibration_error(survival[:, k], events[:, k]) < 0.03 for k in range(3))
-    assert (fitted.dataset, fitted.num_samples) == ("synthetic", 20000)
+    fresh = normal_logits(20000, 3, 1)
+    assert max(ece(fitted.survival(fresh * TRUE), drawn(fresh, 1))) < 0.03
+    assert min(ece(Calibration.identity(3).survival(fresh * TRUE), drawn(fresh, 1))) > 0.02
 
 
-def test_calibrated_confidence_is_left_alone() -> None:
-    random = np.random.default_rng(2)
-    logits = random.normal(0.5, 1.5, (20000, 1))
-    fitted = fit_temperatures(logits, (random.random(20000) < sigmoid(logits[:, 0])).astype(int).tolist(), "")
-    assert fitted.temperatures[0] == pytest.approx(1.0, abs=0.12)
+def test_known_slopes_and_biases_are_recovered() -> None:
+    """Of 20,000 blocks three quarters reach position 2 and half of them position 3: standard errors about 0.03."""
+    slopes, biases = np.array([0.5, 2.0, 0.8]), np.array([-1.0, 0.5, 1.5])
+    reported = normal_logits(20000, 3, 0)
+    accepted = drawn(slopes * reported + biases, 0)
+    fitted = fit_slopes_and_biases(reported, survival_events(accepted, 3))
+    assert fitted.slopes == pytest.approx(slopes, rel=0.15)
+    assert fitted.biases == pytest.approx(biases, abs=0.15)
 
 
-def test_a_temperature_keeps_the_order_of_confidences() -> None:
-    logits, accepted = over_and_underconfident(500, 3)
-    survival = fit_temperatures(logits, accepted, "").survival(logits)
-    assert np.array_equal(np.argsort(survival[:, 0]), np.argsort(logits[:, 0]))
-    assert (np.diff(survival, axis=1) <= 0).all()
+def test_a_bend_that_no_line_follows_is_followed_by_a_curve() -> None:
+    reported = normal_logits(20000, 2, 0) * 2 - 2
+    right = np.where(reported > 0, 3.0, -1.0) + 0.1 * reported
+    events = survival_events(drawn(right, 0), 2)
+    fresh = normal_logits(20000, 2, 1) * 2 - 2
+    accepted = drawn(np.where(fresh > 0, 3.0, -1.0) + 0.1 * fresh, 1)
+    curve, line = fit_curves(reported, events), fit_slopes_and_biases(reported, events)
+    assert ece(curve.survival(fresh), accepted)[0] < 0.02 < ece(line.survival(fresh), accepted)[0]
 
 
-def test_few_samples_keep_the_raw_confidence() -> None:
-    logits, accepted = over_and_underconfident(49, 4)
-    assert fit_temperatures(logits, accepted, "").temperatures == (1.0, 1.0, 1.0)
+def test_curves_keep_equal_confidences_equal() -> None:
+    """Bins that cut blocks of one confidence apart would differ by chance, and the highest would win."""
+    events = survival_events(drawn(np.zeros((1000, 1)), 3), 1)
+    fitted = fit_curves(np.zeros((1000, 1)), events)
+    assert fitted.predicted == ((0.5,),)
+    assert fitted.observed[0][0] == pytest.approx((events.sum() + 0.5) / 1001)
+    two = np.array([[0.0]] * 500 + [[3.0]] * 500)
+    assert len(fit_curves(two, events[np.argsort(events[:, 0])]).predicted[0]) == 2
 
 
-def test_one_outcome_only_has_no_curve() -> None:
-    fitted = fit_temperatures(np.ones((60, 2)), [2] * 60, "")
-    assert fitted.extra["auc"] == [None, None]
-    assert json.loads(fitted.to_json())["draftline"]["auc"] == [None, None]
+@pytest.mark.parametrize("method", FITS)
+@pytest.mark.parametrize(
+    ("accepted", "lowest", "highest"),
+    [([3] * 400, 0.85, 1.0), ([0] * 400, 0.0, 0.15)],
+    ids=["everything accepted", "nothing accepted"],
+)
+def test_one_outcome_only_gives_no_nonsense(method: str, accepted: list[int], lowest: float, highest: float) -> None:
+    """The raw confidences say about 0.5 at position 3; the fitted ones go where the outcomes are."""
+    fitted = FITS[method](normal_logits(400, 3, 5), survival_events(accepted, 3))  # type: ignore[index]
+    survival = fitted.survival(normal_logits(400, 3, 6))
+    assert np.isfinite(survival).all()
+    if method in ("bias", "isotonic"):
+        assert lowest <= survival.mean(axis=0)[-1] <= highest
+
+
+@pytest.mark.parametrize("method", FITS)
+def test_a_position_never_reached_says_so(method: str) -> None:
+    accepted = [min(n, 2) for n in drawn(normal_logits(2000, 4, 7), 7)]
+    fitted = FITS[method](normal_logits(2000, 4, 7), survival_events(accepted, 4))  # type: ignore[index]
+    survival = fitted.survival(normal_logits(500, 4, 8))
+    assert np.isfinite(survival).all()
+    if method in ("bias", "isotonic"):
+        assert survival[:, 2:].mean() < 0.03 and survival[:, 1].mean() > 0.4
+
+
+def test_extreme_logits_are_fitted() -> None:
+    logits = np.array([[np.inf, 500.0], [-np.inf, 0.0], [1e300, -1e300], [2.0, 1.0]] * 50)
+    events = survival_events([2, 0, 1, 1] * 50, 2)
+    for fit in FITS.values():
+        assert np.isfinite(fit(logits, events).survival(logits)).all()
 
 
 def test_survival_events() -> None:
@@ -109,23 +139,39 @@ def test_auc_of_one_outcome_is_nothing() -> None:
     assert np.isnan(area_under_curve(np.array([0.1, 0.2]), np.array([True, True])))
 
 
-def test_survival_is_the_product_of_scaled_confidences() -> None:
-    logits = np.array([[2.0, -1.0], [0.0, 400.0], [-400.0, 0.0]])
-    survival = Calibration((2.0, 0.5)).survival(logits)
-    first, second = sigmoid(np.array([1.0, 0.0])), sigmoid(np.array([-2.0, 60.0]))
-    assert survival[:2, 0] == pytest.approx(first)
-    assert survival[:2, 1] == pytest.approx(first * second)
-    assert 0 <= survival[2, 1] < 1e-20
-    assert Calibration.identity(2).survival(np.zeros((1, 2))).tolist() == [[0.5, 0.25]]
-
-
-def test_json_round_trip() -> None:
-    logits, accepted = over_and_underconfident(300, 5)
-    fitted = fit_temperatures(logits, accepted, "support-desk calibration split")
+@pytest.mark.parametrize("method", FITS)
+def test_json_round_trip(method: str) -> None:
+    right = normal_logits(300, 3, 5)
+    fitted = fit_calibration(blocks(right * TRUE, right, 5), "support-desk calibration split", method)  # type: ignore[arg-type]
     text = fitted.to_json()
-    assert Calibration.from_json(text) == fitted
-    assert Calibration.from_json(text).to_json() == text
+    read = Calibration.from_json(text)
+    assert read == fitted and read.method == method
+    assert read.to_json() == text
+    assert np.array_equal(read.survival(right), fitted.survival(right))
+    assert len(json.loads(text)["temperatures"]) == 3
+
+
+def test_the_identity_round_trips() -> None:
     assert Calibration.from_json(Calibration.identity(4).to_json()) == Calibration.identity(4)
+
+
+def test_files_of_version_1_load_as_temperatures() -> None:
+    old = {"temperatures": [2.0, 0.5], "draftline": {"version": 1, "ece_before": [0.1, 0.2], "ece_after": [0.1, 0.1]}}
+    read = Calibration.from_json(json.dumps(old))
+    assert (read.method, read.ece_before) == ("sts", (0.1, 0.2))
+    assert np.array_equal(read.survival(np.ones((1, 2))), Calibration((2.0, 0.5)).survival(np.ones((1, 2))))
+
+
+def test_a_calibration_uses_its_map_and_keeps_the_temperatures_for_others() -> None:
+    logits = np.array([[2.0, -1.0]])
+    assert Calibration((2.0, 2.0), method="raw").survival(logits)[0] == pytest.approx(sigmoid(logits[0]).cumprod())
+    assert Calibration((2.0, 2.0)).survival(logits)[0] == pytest.approx(sigmoid(logits[0] / 2).cumprod())
+    bias = Calibration((2.0, 2.0), method="bias", chosen=SlopesAndBiases((1.0, 1.0), (1.0, 1.0)))
+    assert bias.survival(logits)[0] == pytest.approx(sigmoid(logits[0] + 1).cumprod())
+    assert json.loads(bias.to_json())["temperatures"] == [2.0, 2.0]
+    for wrong in ({"method": "sts"}, {"method": "bias", "chosen": None}, {"chosen": Curves(((0.5,),), ((0.5,),))}):
+        with pytest.raises(ValueError, match=r"method|positions"):
+            replace(bias, **wrong)  # type: ignore[arg-type]
 
 
 def test_sglang_reads_our_document_and_we_read_sglangs() -> None:
@@ -153,7 +199,27 @@ def test_sglang_reads_our_document_and_we_read_sglangs() -> None:
         ('{"temperatures": [1, null]}', "damaged"),
         ('{"temperatures": [1], "draftline": 3}', "damaged"),
         ('{"temperatures": [1], "draftline": {"version": 1, "ece_before": null}}', "damaged"),
-        ('{"temperatures": [1], "draftline": {"version": 2}}', "newer"),
+        ('{"temperatures": [1], "draftline": {"version": "x"}}', "damaged"),
+        ('{"temperatures": [1], "draftline": {"version": 3}}', "newer"),
+        ('{"temperatures": [1], "draftline": {"version": 2, "method": "beta"}}', "method is unknown"),
+        ('{"temperatures": [1], "draftline": {"version": 2, "method": ["sts"]}}', "method is unknown"),
+        ('{"temperatures": [1], "draftline": {"version": 2, "method": "bias"}}', "damaged"),
+        ('{"temperatures": [1], "draftline": {"version": 2, "method": "bias", "map": {"slopes": [1]}}}', "damaged"),
+        (
+            '{"temperatures": [1], "draftline": {"version": 2, "method": "bias", '
+            '"map": {"slopes": [-1], "biases": [0]}}}',
+            "impossible slopes",
+        ),
+        (
+            '{"temperatures": [1], "draftline": {"version": 2, "method": "bias", '
+            '"map": {"slopes": [1, 1], "biases": [0, 0]}}}',
+            "1 temperatures, a map of 2 positions",
+        ),
+        (
+            '{"temperatures": [1], "draftline": {"version": 2, "method": "isotonic", '
+            '"map": {"predicted": "12", "observed": [[1]]}}}',
+            "damaged",
+        ),
         ('{"temperatures": []}', "impossible"),
         ('{"temperatures": [1, 0]}', "impossible"),
         ('{"temperatures": [NaN]}', "impossible"),
@@ -171,19 +237,25 @@ def test_brier_by_hand() -> None:
     assert np.isnan(brier_score(np.array([]), np.array([], dtype=bool)))
 
 
+def test_log_loss_by_hand() -> None:
+    predicted, observed = np.array([0.25, 0.5, 1.0]), np.array([False, True, False])
+    assert log_loss(predicted, observed) == pytest.approx(-(np.log(0.75) + np.log(0.5) + np.log(1e-6)) / 3)
+    assert np.isnan(log_loss(np.array([]), np.array([], dtype=bool)))
+
+
 def test_measures_are_one_value_a_position() -> None:
-    logits, accepted = over_and_underconfident(300, 6)
-    events = survival_events(accepted, 3)
-    survival = Calibration.identity(3).survival(logits)
+    right = normal_logits(300, 3, 6)
+    events = survival_events(drawn(right, 6), 3)
+    survival = Calibration.identity(3).survival(right * TRUE)
     found = measure_confidences(survival, events)
     for k in range(3):
         assert found.ece[k] == expected_calibration_error(survival[:, k], events[:, k])
         assert found.brier[k] == brier_score(survival[:, k], events[:, k])
+        assert found.log_loss[k] == log_loss(survival[:, k], events[:, k])
         assert found.auc[k] == area_under_curve(survival[:, k], events[:, k])
     assert json.loads(json.dumps(found.to_json())) == found.to_json()
     one_outcome = measure_confidences(np.full((5, 1), 0.5), np.ones((5, 1), dtype=bool))
     assert one_outcome.to_json()["auc"] == [None]
-    assert fit_temperatures(logits, accepted, "").extra["brier_before"] == list(found.brier)
 
 
 def test_sweep_cuts_each_block_at_the_first_low_survival() -> None:

@@ -104,6 +104,18 @@ def calibration_outputs() -> dict[str, Any]:
         "brier_before": [0.2 - 0.01 * k for k in range(7)],
         "reliability": reliability,
         "reliability_before": before,
+        "method": "bias",
+        "candidates": {
+            name: {"ece": [e] * 7, "brier": [b] * 7, "log_loss": [0.5] * 7, "auc": [0.8] * 6 + [None]}
+            for name, e, b in (
+                ("raw", 0.12, 0.2),
+                ("sts", 0.06, 0.17),
+                ("bias", 0.02, 0.16),
+                ("isotonic", 0.022, 0.161),
+            )
+        },
+        "rule": "the simplest of four",
+        "held_out": {"num_requests": 32, "num_folds": 5},
         "cost_table": {"1": 0.016, "8": 0.021},
     }
 

@@ -184,6 +184,16 @@ def test_training_curve_plots_what_was_logged() -> None:
     assert np.asarray(loss.lines[2].get_xdata()).tolist() == [50, 100]
 
 
+def test_the_card_compares_the_maps(context: StepContext) -> None:
+    card = render_card(collect(context))
+    assert (
+        "*Before* and *after* the chosen map, a slope and a bias per position, on the calibration split, each" in card
+    )
+    assert "(32 requests in 5 folds)" in card and "Chosen: the simplest of four." in card
+    assert "| **bias** | a slope and a bias per position | 0.020 | 0.160 | 0.500 | 0.800 |" in card
+    assert "| sts | sequential temperature scaling | 0.060 |" in card
+
+
 def test_every_temperature_has_its_bar() -> None:
     figure = accepted_length_figure({"held-out": examples.evaluation_outputs("held-out")})
     (axes,) = figure.axes
