@@ -11,105 +11,115 @@ import hmac
 import json
 import logging
 from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Any, TypeVar
+from functools import cache, partial
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Request
-from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from draftline import __version__
 from draftline.errors import DraftlineError
+from serving import openapi
+from serving.edge import BodyLimits, Edge
 from serving.errors import (
     BadRequest,
-    BodyTooLarge,
-    ErrorResponse,
     HttpError,
     InvalidApiKey,
-    RequestTimeout,
     UnknownModel,
     from_validation,
     plain_status,
     to_http,
 )
 from serving.render import ChatRenderer, CompletionRenderer, Renderer, merge
-from serving.schema import ChatRequest, CompletionRequest, ModelCard, ModelList, SamplingFields
+from serving.schema import (
+    ChatChunk,
+    ChatRequest,
+    ChatResponse,
+    CompletionRequest,
+    CompletionResponse,
+    ModelCard,
+    ModelList,
+    SamplingFields,
+)
 from serving.service import CompletionService, Job
 
 logger = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 4 * 1024 * 1024
-
-BODY_TIMEOUT_S = 30.0
-"""A client that sends no more of its body would hold one of the replica's places for ever."""
-
-_SCHEMAS = "#/components/schemas/{model}"
-
 RequestType = TypeVar("RequestType", bound=SamplingFields)
 
 
-def create_api(service: CompletionService, api_keys: Sequence[str] = (), *, deployment: str = "") -> FastAPI:
+def create_api(
+    service: CompletionService,
+    api_keys: Sequence[str] = (),
+    *,
+    deployment: str = "",
+    limits: BodyLimits | None = None,
+) -> FastAPI:
     """The application.
 
     Args:
         service: Answers the requests.
         api_keys: Accepted bearer keys of ``/v1``; empty asks for none.
         deployment: Shown by ``/version``: equal for replicas that were told the same.
+        limits: Of request bodies; by default what a full context can need.
     """
     api = FastAPI(title="Draftline", version=__version__, description="OpenAI-compatible speculative decoding")
-    # What to_http may answer; FastAPI writes it into the OpenAPI document.
-    failures: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorResponse} for status in (400, 401, 404, 408, 413, 429, 500, 503)
-    }
-    api.include_router(
-        _v1_routes(service), prefix="/v1", dependencies=[Depends(_key_guard(api_keys))], responses=failures
-    )
+    api.include_router(_v1_routes(service), prefix="/v1", dependencies=[Depends(_key_guard(api_keys))])
     api.include_router(_service_routes(service, deployment))
     api.add_exception_handler(DraftlineError, _on_error)
     api.add_exception_handler(HTTPException, _on_http_exception)
     api.add_exception_handler(ClientDisconnect, _on_client_gone)
     api.add_exception_handler(Exception, _on_error)
-    api.openapi = lambda: _openapi(api)  # type: ignore[method-assign]
+    api.add_middleware(Edge, limits=limits or BodyLimits(max_bytes=_most_bytes(service.info.max_context)))
+    describe = partial(openapi.document, api, model_name=service.info.model_name, has_keys=bool(api_keys))
+    api.openapi = cache(describe)  # type: ignore[method-assign]
     return api
 
 
-def _openapi(api: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with the parts that the hand-read request bodies refer to."""
-    if api.openapi_schema is None:
-        document = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for kind in (ChatRequest, CompletionRequest):
-            schemas.update(kind.model_json_schema(ref_template=_SCHEMAS).get("$defs", {}))
-        api.openapi_schema = document
-    return api.openapi_schema
+def _most_bytes(max_context: int) -> int:
+    # An id takes 8 bytes, a token of text about 4, or 24 where each character is escaped.
+    return max(1024 * 1024, 32 * max_context)
 
 
 def _v1_routes(service: CompletionService) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/chat/completions", openapi_extra=_body_schema(ChatRequest))
+    posted = openapi.failures(openapi.POST_FAILURES)
+
+    @router.post(
+        "/chat/completions",
+        response_model=ChatResponse,
+        responses={**openapi.answers(ChatChunk), **posted},
+        openapi_extra=openapi.request_body(ChatRequest),
+    )
     async def chat_completions(request: Request) -> Response:
         document = await _read(request, ChatRequest)
         job = await service.start_chat(document)
         renderer = ChatRenderer(job, service.text, with_logprobs=bool(document.logprobs))
         return await _answer(request, service, document, job, renderer)
 
-    @router.post("/completions", openapi_extra=_body_schema(CompletionRequest))
+    @router.post(
+        "/completions",
+        response_model=CompletionResponse,
+        responses={**openapi.answers(CompletionResponse), **posted},
+        openapi_extra=openapi.request_body(CompletionRequest),
+    )
     async def completions(request: Request) -> Response:
         document = await _read(request, CompletionRequest)
         job = await service.start_completion(document)
         renderer = CompletionRenderer(job, service.text, with_logprobs=document.logprobs is not None)
         return await _answer(request, service, document, job, renderer)
 
-    @router.get("/models")
+    @router.get("/models", responses=openapi.failures(openapi.GET_FAILURES))
     async def models() -> ModelList:
         return ModelList(data=[service.model_card()])
 
-    @router.get("/models/{model_id:path}")
+    @router.get("/models/{model_id:path}", responses=openapi.failures(openapi.GET_FAILURES))
     async def model(model_id: str) -> ModelCard:
         card = service.model_card()
         if model_id != card.id:
@@ -122,15 +132,15 @@ def _v1_routes(service: CompletionService) -> APIRouter:
 def _service_routes(service: CompletionService, deployment: str) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/health")
+    @router.get("/health", response_model=Health, responses=openapi.failures((503,)))
     async def health() -> Response:
         if service.worker.is_healthy:
-            return JSONResponse({"status": "ok", "draft": service.info.draft})
+            return JSONResponse(Health(draft=service.info.draft).model_dump())
         failure = service.worker.failure
         why = f"the engine failed ({type(failure).__name__})" if failure else "the engine is not running"
         return _respond(plain_status(503, f"Not healthy: {why}"))
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(service.worker.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
@@ -198,6 +208,13 @@ def _event(data: str) -> str:
     return f"data: {data}\n\n"
 
 
+class Health(BaseModel):
+    """Answer of ``GET /health`` while requests can be answered."""
+
+    status: Literal["ok"] = "ok"
+    draft: str | None
+
+
 class EventStream(StreamingResponse):
     """Server-sent events that free the engine's slots however the response ends."""
 
@@ -214,23 +231,24 @@ class EventStream(StreamingResponse):
 
 
 async def _read(request: Request, kind: type[RequestType]) -> RequestType:
-    body = bytearray()
+    # The edge has bounded the body and waited for all of it.
+    body = await request.body()
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    raise BodyTooLarge(f"The request body exceeds {MAX_BODY_BYTES} bytes")
-    except TimeoutError:
-        raise RequestTimeout(
-            f"The request body did not arrive within {BODY_TIMEOUT_S:g} seconds; send it again"
-        ) from None
-    try:
-        return kind.model_validate_json(bytes(body))
+        parsed = kind.model_validate_json(body)
+        # The parser keeps the last of two equal names; which one was meant is not ours to guess.
+        json.loads(body, object_pairs_hook=_refuse_twins)
+        return parsed
     except ValidationError as error:
         raise from_validation(error) from None
     except RecursionError:
         raise BadRequest("The request body is nested too deeply") from None
+
+
+def _refuse_twins(pairs: list[tuple[str, object]]) -> None:
+    if len(dict(pairs)) < len(pairs):
+        names = [name for name, _ in pairs]
+        twin = next(name for name in names if names.count(name) > 1)
+        raise BadRequest(f"'{twin}' is given more than once in one object. Remove all but one of them", param=twin)
 
 
 def _key_guard(api_keys: Sequence[str]) -> Any:
@@ -248,12 +266,6 @@ def _key_guard(api_keys: Sequence[str]) -> Any:
     return guard
 
 
-def _body_schema(kind: type[SamplingFields]) -> dict[str, Any]:
-    schema = kind.model_json_schema(ref_template=_SCHEMAS)
-    schema.pop("$defs", None)
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
 def _respond(error: HttpError) -> JSONResponse:
     return JSONResponse(error.document(), status_code=error.status, headers=error.headers)
 
@@ -267,7 +279,10 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
-    return _respond(plain_status(status, f"{request.method} {request.url.path}: {getattr(error, 'detail', error)}"))
+    answer = plain_status(status, f"{request.method} {request.url.path}: {getattr(error, 'detail', error)}")
+    # Which methods a 405 would have allowed.
+    answer.headers.update(getattr(error, "headers", None) or {})
+    return _respond(answer)
 
 
 async def _on_client_gone(request: Request, error: Exception) -> Response:

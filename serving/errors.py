@@ -7,13 +7,14 @@ Handlers raise; nobody but this module picks a status. A body is always
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from pydantic import BaseModel, ValidationError
 
 from draftline import errors
 
 RETRY_AFTER_S = 1
-"""What a refused client is told to wait; a slot frees within seconds at the loads that fill the queue."""
+"""What a client is told to wait where nothing is known that would give a better time."""
 
 
 class ErrorBody(BaseModel):
@@ -55,6 +56,7 @@ class ServingError(errors.DraftlineError):
     status = 500
     type = "server_error"
     code: str | None = None
+    retry_after_s = RETRY_AFTER_S
 
     def __init__(self, message: str, *, param: str | None = None, got: object | None = None) -> None:
         super().__init__(message, got=got)
@@ -97,6 +99,13 @@ class RequestTimeout(BadRequest):
     code = "request_timeout"
 
 
+class UnsupportedMedia(BadRequest):
+    """The request body is declared to be something other than plain JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
 class InvalidApiKey(ServingError):
     """No key, or a wrong one, on a server that asks for keys."""
 
@@ -114,11 +123,23 @@ class UnknownModel(ServingError):
 
 
 class Overloaded(ServingError):
-    """All slots and all queue places are taken."""
+    """All slots and all queue places are taken.
+
+    Args:
+        message: For the client.
+        retry_after_s: Whole seconds after which a place is likely to be free.
+    """
 
     status = 429
     type = "rate_limit_error"
     code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: int = RETRY_AFTER_S) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (partial(Overloaded, retry_after_s=self.retry_after_s), (self.message,))
 
 
 class NotReady(ServingError):
@@ -127,6 +148,13 @@ class NotReady(ServingError):
     status = 503
     type = "server_error"
     code = "engine_unavailable"
+
+
+class ReplicaLost(ServingError):
+    """The replica died while this request was in flight; another one, or the same after its return, can answer it."""
+
+    status = 503
+    code = "replica_lost"
 
 
 class EngineFailed(ServingError):
@@ -143,7 +171,12 @@ _CORE_ERRORS: dict[type[errors.DraftlineError], tuple[int, str, str]] = {
     errors.SpecError: (400, "invalid_request_error", "invalid_value"),
 }
 
-_STATUS_TYPES = {404: "invalid_request_error", 405: "invalid_request_error"}
+_STATUS_TYPES = {
+    400: "invalid_request_error",
+    404: "invalid_request_error",
+    405: "invalid_request_error",
+    429: "rate_limit_error",
+}
 
 
 def to_http(error: BaseException) -> HttpError:
@@ -159,8 +192,8 @@ def to_http(error: BaseException) -> HttpError:
     if isinstance(error, ServingError):
         headers = {}
         if error.status in (429, 503):
-            headers["Retry-After"] = str(RETRY_AFTER_S)
-        if error.status in (408, 413):
+            headers["Retry-After"] = str(error.retry_after_s)
+        if error.status in (408, 413, 415):
             # The rest of the body may still come; it must not be taken for the next request.
             headers["Connection"] = "close"
         if error.status == 401:

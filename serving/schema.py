@@ -24,6 +24,7 @@ MAX_STOP_CHARS = 256
 MAX_CHOICES = 4
 MAX_PROMPTS = 16
 MAX_MESSAGES = 1024
+MAX_PARTS = 256
 MAX_FIELDS = 100
 DEFAULT_COMPLETION_TOKENS = 16
 """What ``/v1/completions`` generates without ``max_tokens``, as at OpenAI."""
@@ -74,8 +75,10 @@ class StreamOptions(Strict):
     include_usage: bool = False
 
 
-class TextPart(Strict):
-    """One text part of a message."""
+class TextPart(BaseModel):
+    """One text part of a message; its number of fields is bounded by the message, at a tenth of the cost."""
+
+    model_config = Strict.model_config
 
     type: Literal["text"]
     text: str
@@ -96,10 +99,32 @@ class Message(Strict):
             return {k: v for k, v in value.items() if not (k in empty and v in (None, []))}
         return value
 
+    @field_validator("content", mode="before")
+    @classmethod
+    def _few_parts(cls, content: object) -> object:
+        if isinstance(content, list):
+            if len(content) > MAX_PARTS:
+                raise ValueError(f"at most {MAX_PARTS} parts are allowed in one message, got {len(content)}")
+            for part in content:
+                if isinstance(part, dict) and len(part) > MAX_FIELDS:
+                    raise ValueError(f"at most {MAX_FIELDS} fields are allowed in one object, got {len(part)}")
+        return content
+
     @property
     def text(self) -> str:
         """The content as one string."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+_STOP_STRING = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
+_STOP_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        _STOP_STRING,
+        {"type": "array", "items": _STOP_STRING, "maxItems": MAX_STOP_STRINGS},
+        {"type": "null"},
+    ]
+}
+"""What the validator of ``stop`` checks in words of its own."""
 
 
 class SamplingFields(Strict):
@@ -127,7 +152,7 @@ class SamplingFields(Strict):
     top_k: Annotated[int, Field(ge=-1)] | None = 0
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = 1
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: str | FailFastList[str] | None = None
+    stop: Annotated[str | FailFastList[str] | None, Field(json_schema_extra=_STOP_SCHEMA)] = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     ignore_eos: bool = False

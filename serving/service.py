@@ -28,6 +28,9 @@ from serving.schema import (
 )
 from serving.worker import EngineWorker
 
+SHORT_CHARS = 16_384
+"""A text up to here is tokenised in a few milliseconds."""
+
 
 class TextModel(Protocol):
     """What the HTTP side needs of the target: its tokenizer and its limits."""
@@ -102,17 +105,22 @@ class CompletionService:
         self.worker = worker
         self.text = text
         self.info = info
-        # Long prompts take tens of milliseconds to tokenise; streams of others must not stutter meanwhile.
-        self._tokenizing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="draftline-tokenize")
+        # Long prompts take tens of milliseconds to tokenise; streams of others must not stutter meanwhile, nor
+        # short prompts wait behind them.
+        self._short, self._long = (
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"draftline-tokenize-{kind}")
+            for kind in ("short", "long")
+        )
 
     def set_draft(self, draft: str | None, num_spec_tokens: int) -> None:
         """Record which draft is in use from now on."""
         self.info = replace(self.info, draft=draft, num_spec_tokens=num_spec_tokens)
 
     def close(self) -> None:
-        """Stop the worker and the tokenising thread."""
+        """Stop the worker and the tokenising threads."""
         self.worker.stop()
-        self._tokenizing.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._short, self._long):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def model_card(self) -> ModelCard:
         """The served model as ``/v1/models`` shows it."""
@@ -126,11 +134,12 @@ class CompletionService:
             ServingError: what the client should be told.
         """
         self._check(request)
-        self._check_length(sum(len(m.text) for m in request.messages), "messages")
+        num_chars = sum(len(m.text) for m in request.messages)
+        self._check_length(num_chars, "messages")
         messages = [
             {"role": m.role if m.role != "developer" else "system", "content": m.text} for m in request.messages
         ]
-        prompt = await self._tokenize(partial(self._encode_chat, messages))
+        prompt = await self._tokenize(partial(self._encode_chat, messages), num_chars)
         return self._start("chatcmpl", request, [prompt])
 
     async def start_completion(self, request: CompletionRequest) -> Job:
@@ -140,7 +149,7 @@ class CompletionService:
         for prompt in request.prompts:
             if isinstance(prompt, str):
                 self._check_length(len(prompt), "prompt")
-                prompts.append(await self._tokenize(partial(self.text.encode, prompt)))
+                prompts.append(await self._tokenize(partial(self.text.encode, prompt), len(prompt)))
             else:
                 prompts.append(self._check_ids(prompt))
         return self._start("cmpl", request, prompts)
@@ -191,8 +200,9 @@ class CompletionService:
                 param=param,
             )
 
-    async def _tokenize(self, work: Callable[[], list[int]]) -> list[int]:
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
+    async def _tokenize(self, work: Callable[[], list[int]], num_chars: int) -> list[int]:
+        pool = self._short if num_chars <= SHORT_CHARS else self._long
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
 
     def _encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
         try:
@@ -203,6 +213,8 @@ class CompletionService:
             raise BadRequest(str(error), param="messages") from None
 
     def _check_ids(self, ids: list[int]) -> list[int]:
+        if len(ids) >= self.info.max_context:
+            raise self._too_long(len(ids), " and an answer needs at least 1", "prompt")
         bad = next((i for i in ids if not 0 <= i < self.text.vocab_size), None)
         if bad is not None:
             raise BadRequest(
@@ -231,11 +243,8 @@ class CompletionService:
             raise BadRequest("The prompt has no tokens; send some text", param="prompt")
         if room < 1 or (limit is not None and limit > room):
             wanted = f" plus {limit} for the answer" if limit is not None else " and an answer needs at least 1"
-            raise ContextTooLong(
-                f"This model's maximum context length is {self.info.max_context} tokens, but the prompt has "
-                f"{num_prompt_tokens}{wanted}. Shorten the prompt or lower max_tokens",
-                param="messages" if isinstance(request, ChatRequest) else "prompt",
-            )
+            param = "messages" if isinstance(request, ChatRequest) else "prompt"
+            raise self._too_long(num_prompt_tokens, wanted, param)
         max_tokens = room if limit is None else limit
         if request.min_tokens > max_tokens:
             raise BadRequest(
@@ -248,6 +257,13 @@ class CompletionService:
             top_k=max(request.top_k or 0, 0),
             ignore_eos=request.ignore_eos,
             min_tokens=request.min_tokens,
+        )
+
+    def _too_long(self, num_prompt_tokens: int, wanted: str, param: str) -> ContextTooLong:
+        return ContextTooLong(
+            f"This model's maximum context length is {self.info.max_context} tokens, but the prompt has "
+            f"{num_prompt_tokens}{wanted}. Shorten the prompt or lower max_tokens",
+            param=param,
         )
 
 

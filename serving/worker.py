@@ -22,6 +22,7 @@ from draftline.engine.requests import EngineLoad, EngineRequest, SpeculationStat
 from draftline.errors import DraftlineError, InputError
 from serving.errors import EngineFailed, NotReady, Overloaded
 from serving.metrics import ServingMetrics
+from serving.turnover import Turnover
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class _Sequence:
     ticket: Ticket
     is_running: bool = False
     is_cancelled: bool = False
+    num_tokens: int = 0
     last_token_s: float | None = None
 
 
@@ -106,6 +108,8 @@ class EngineWorker:
         self._wake = threading.Condition()
         self._commands: deque[Callable[[ServingEngine], None]] = deque()
         self._num_admitted = 0
+        self._turnover = Turnover()
+        self._mean_limit = 0.0
         self._is_stopping = False
         self._failure: Exception | None = None
         self._sequences: dict[str, _Sequence] = {}
@@ -161,6 +165,8 @@ class EngineWorker:
             if self._num_admitted + len(requests) > self._capacity:
                 self._refuse()
             self._num_admitted += len(requests)
+            # Of the last few admissions: long enough a memory for what it is used for, before any answer has ended.
+            self._mean_limit += (requests[0].sampling.max_tokens - self._mean_limit) / min(self._num_admitted, 10)
             self._enqueue(lambda engine: self._admit(ticket))
         for request in requests:
             self.metrics.record_admitted(len(request.prompt_ids))
@@ -177,9 +183,13 @@ class EngineWorker:
                 self._refuse()
 
     def _refuse(self) -> NoReturn:
+        # The caller holds the lock.
         self.metrics.record_refused()
+        wait_s = self._turnover.retry_after_s(time.monotonic(), self._mean_limit)
         raise Overloaded(
-            f"The server is full: {self._num_admitted} of {self._capacity} places are taken. Try again shortly"
+            f"The server is full: {self._num_admitted} of {self._capacity} places are taken. "
+            f"Try again in about {wait_s} s",
+            retry_after_s=wait_s,
         )
 
     def cancel(self, ticket: Ticket, request_ids: Sequence[str] | None = None) -> None:
@@ -252,11 +262,14 @@ class EngineWorker:
         events = engine.step()
         now_s = time.monotonic()
         self.metrics.record_step(events, now_s - started_s)
+        with self._wake:
+            self._turnover.record_step(sum(len(event.token_ids) for event in events), now_s - started_s)
         by_ticket: dict[int, tuple[Ticket, list[TokenEvent | Exception]]] = {}
         for event in events:
             sequence = self._sequences.get(event.request_id)
             if sequence is None:
                 continue
+            sequence.num_tokens += len(event.token_ids)
             self._time(sequence, event, now_s)
             by_ticket.setdefault(id(sequence.ticket), (sequence.ticket, []))[1].append(event)
             if event.finish_reason is not None:
@@ -310,9 +323,11 @@ class EngineWorker:
             _deliver([(sequence.ticket, [event])])
 
     def _release(self, request_id: str) -> None:
-        del self._sequences[request_id]
+        sequence = self._sequences.pop(request_id)
         with self._wake:
             self._num_admitted -= 1
+            if sequence.is_running:
+                self._turnover.record_finished(sequence.num_tokens)
 
     def _refresh_load(self, engine: ServingEngine) -> None:
         load = engine.load()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import openai
 import uvicorn
 
 from serving.api import create_api
+from serving.connections import GuardedConnection
+from serving.edge import BodyLimits
 from serving.service import CompletionService, ServiceInfo
 from serving.worker import EngineWorker
 from tests.serving.scripted_engine import ByteText, ScriptedEngine
@@ -26,6 +30,7 @@ class Running:
     engine: ScriptedEngine
     service: CompletionService
     port: int
+    connections: set[Any]
     clients: list[openai.OpenAI] = field(default_factory=list)
 
     @property
@@ -54,20 +59,42 @@ def make_service(engine: ScriptedEngine, *, max_waiting: int = 4, model_name: st
 
 @contextmanager
 def serve_scripted(
-    engine: ScriptedEngine | None = None, *, max_waiting: int = 4, api_keys: Sequence[str] = ()
+    engine: ScriptedEngine | None = None,
+    *,
+    max_waiting: int = 4,
+    api_keys: Sequence[str] = (),
+    limits: BodyLimits | None = None,
+    send_buffer_bytes: int = 0,
 ) -> Iterator[Running]:
-    """Run the application under uvicorn in a thread until the block ends."""
+    """Run the application under uvicorn in a thread until the block ends.
+
+    Args:
+        engine: Computes the answers.
+        max_waiting: Places in the queue.
+        api_keys: Keys that are accepted.
+        limits: Of bodies.
+        send_buffer_bytes: What the kernel keeps for a client that does not read; 0 leaves it to the kernel.
+    """
     engine = engine or ScriptedEngine()
     service = make_service(engine, max_waiting=max_waiting)
     config = uvicorn.Config(
-        create_api(service, api_keys), host="127.0.0.1", port=0, log_level="critical", lifespan="off", ws="none"
+        create_api(service, api_keys, limits=limits),
+        http=GuardedConnection,
+        log_level="critical",
+        lifespan="off",
+        ws="none",
     )
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
+    listening = socket.socket()
+    if send_buffer_bytes:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(2048)
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     wait_until(lambda: server.started)
     try:
-        running = Running(engine, service, server.servers[0].sockets[0].getsockname()[1])
+        running = Running(engine, service, listening.getsockname()[1], server.server_state.connections)
         try:
             yield running
         finally:
@@ -78,6 +105,7 @@ def serve_scripted(
         server.should_exit = True
         service.close()
         thread.join(10)
+        listening.close()
 
 
 def wait_until(condition: object, timeout_s: float = 5.0) -> None:
