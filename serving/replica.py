@@ -124,7 +124,7 @@ def open_draft_source(config: ReplicaConfig) -> DraftSource:
     Raises:
         RegistryError: no draft is configured, or its URI is unusable.
     """
-    from draftline.target.load import default_cache_dir
+    from draftline.cache_dir import default_cache_dir
 
     return open_source(
         config.draft_uri or "", tracking_uri=config.tracking_uri, cache_dir=config.cache_dir or default_cache_dir()

@@ -18,10 +18,10 @@ from draftline.cache.manifest import Manifest, ShardInfo
 from draftline.cache.order import WINDOW_SHARDS, Window, windows
 from draftline.cache.order import sample_order as sample_order
 from draftline.cache.sample import CachedSample as CachedSample
+from draftline.cache_dir import default_cache_dir
 from draftline.errors import InputError, StorageError
 from draftline.spec import CacheSpec
 from draftline.storage.base import ObjectStore
-from draftline.target.load import default_cache_dir
 
 
 @dataclass(frozen=True)

@@ -310,7 +310,8 @@ class Engine:
         forward_s = time.perf_counter()
         output = self._model.forward(batch, self._cache, taps)
         logits, first_row = self._logits(output, chunks, ready)
-        best, log_normaliser = logits.argmax(-1).tolist(), logits.float().logsumexp(-1)
+        likeliest, log_normaliser = self._model.score(logits)
+        best = likeliest.tolist()
         took.verify_ms = 1000 * (time.perf_counter() - forward_s)
         laws = self._laws(logits, chunks, first_row, drafted)
         proposal_row = {r.slot: row for row, r in enumerate(drafting)}

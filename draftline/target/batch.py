@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -60,17 +62,56 @@ class Segment:
 class StepBatch:
     """Everything a forward needs besides weights and cache.
 
+    A token sees the keys of its request up to its own. That is said twice: as
+    ranges of the cache for the CPU kernels, and as rectangles with a mask for
+    torch's attention; the latter are made when asked for.
+
     Attributes:
         token_ids_N: Token ids.
         positions_N: Position of each token in its request.
         cache_index_N: ``slot * P + position``.
-        segments: Attention rectangles; together they cover every token once.
+        first_key_N: ``slot * P``.
+        num_keys_N: Keys that each token sees from there on.
+        chunks: What the step is made of.
+        num_positions: P of the cache that it is for.
+        dtype: Of the masks (the model's).
+        long_chunk: From this many tokens on, a chunk gets a rectangle of its own.
     """
 
     token_ids_N: Tensor
     positions_N: Tensor
     cache_index_N: Tensor
-    segments: tuple[Segment, ...]
+    first_key_N: Tensor
+    num_keys_N: Tensor
+    chunks: tuple[Chunk, ...]
+    num_positions: int
+    dtype: torch.dtype
+    long_chunk: int
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest request."""
+        return max((chunk.start + len(chunk.token_ids) for chunk in self.chunks), default=0)
+
+    @property
+    def last_slot(self) -> int:
+        """Highest slot in use; -1 for none."""
+        return max((chunk.slot for chunk in self.chunks), default=-1)
+
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """Attention rectangles; together they cover every token once."""
+        chunks = self.chunks
+        first_token = list(accumulate((len(chunk.token_ids) for chunk in chunks), initial=0))
+        short = [i for i, chunk in enumerate(chunks) if len(chunk.token_ids) < self.long_chunk]
+        groups = [[i] for i, chunk in enumerate(chunks) if len(chunk.token_ids) >= self.long_chunk]
+        if short:
+            groups.append(short)
+        device = self.token_ids_N.device
+        return tuple(
+            causal_segment([chunks[i] for i in group], [first_token[i] for i in group], self.dtype, device)
+            for group in groups
+        )
 
 
 def build_batch(
@@ -93,26 +134,15 @@ def build_batch(
     """
     token_ids: list[int] = []
     positions: list[int] = []
-    index: list[int] = []
-    first_token: list[int] = []
+    first_key: list[int] = []
     for chunk in chunks:
-        first_token.append(len(token_ids))
+        size = len(chunk.token_ids)
         token_ids.extend(chunk.token_ids)
-        span = range(chunk.start, chunk.start + len(chunk.token_ids))
-        positions.extend(span)
-        index.extend(chunk.slot * num_positions + p for p in span)
-    short = [i for i, chunk in enumerate(chunks) if len(chunk.token_ids) < long_chunk]
-    groups = [[i] for i in range(len(chunks)) if i not in set(short)]
-    if short:
-        groups.append(short)
-    segments = tuple(
-        causal_segment([chunks[i] for i in group], [first_token[i] for i in group], dtype, device) for group in groups
-    )
+        positions.extend(range(chunk.start, chunk.start + size))
+        first_key.extend([chunk.slot * num_positions] * size)
+    ids, position, first = torch.tensor([token_ids, positions, first_key], dtype=torch.long, device=device)
     return StepBatch(
-        torch.tensor(token_ids, device=device),
-        torch.tensor(positions, device=device),
-        torch.tensor(index, device=device),
-        segments,
+        ids, position, first + position, first, position + 1, tuple(chunks), num_positions, dtype, long_chunk
     )
 
 

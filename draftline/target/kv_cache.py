@@ -5,7 +5,9 @@ Dimension letters: S slots, P positions, H key/value heads, D head size.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -49,6 +51,11 @@ class SlotKVCache:
             for heads, size in zip(self._heads, sizes, strict=True)
         ]
         self._by_slot = [layer.view(num_slots, num_positions, *layer.shape[1:]) for layer in self.layers]
+
+    @cached_property
+    def pointers(self) -> ctypes.Array[ctypes.c_void_p]:
+        """Addresses of the layers' memory, for the CPU kernels."""
+        return (ctypes.c_void_p * self.num_layers)(*(layer.data_ptr() for layer in self.layers))
 
     def heads(self, layer: int) -> int:
         """Key heads of a layer."""

@@ -25,6 +25,7 @@ from draftline.target.batch import Segment, StepBatch
 from draftline.target.config import ModelConfig as ModelConfig
 from draftline.target.kv_cache import SlotKVCache
 from draftline.target.linear import PackedLinear
+from draftline.target.packed_layers import PackedLayers, kernels_for
 from draftline.target.rope import RopeScaling
 
 
@@ -173,8 +174,19 @@ class LeanModel:
         self._norm = _Norm(config)
         self._final_norm = self._norm.prepare(weights["model.norm.weight"])
         self._head = PackedLinear(weights.get("lm_head.weight", self.embedding_VD))
-        self._layers = [_Layer(config, i, weights, f"model.layers.{i}.") for i in range(config.num_layers)]
+        kernels = kernels_for(config, dtype, self.device)
+        self._packed: PackedLayers | None = None
+        self._layers: list[_Layer] = []
+        if kernels is not None:
+            self._packed = PackedLayers(kernels, config, lambda i, name: _take(weights, i, name))
+        else:
+            self._layers = [_Layer(config, i, weights) for i in range(config.num_layers)]
         self._rotary: dict[bool, RotaryTable] = {}
+
+    @property
+    def has_packed_layers(self) -> bool:
+        """Whether the CPU kernels run the layers, so that a token's numbers do not depend on how steps are cut."""
+        return self._packed is not None
 
     def new_cache(self, num_slots: int, num_positions: int) -> SlotKVCache:
         """A KV cache of this model's shape."""
@@ -198,8 +210,12 @@ class LeanModel:
             cache: Read and extended.
             tap_ids: Layers whose output is wanted; -1 is the embeddings.
         """
-        views = self._views(batch, cache.num_positions)
         x = self.embedding_VD[batch.token_ids_N]
+        if self._packed is not None:
+            table = self._table(False, cache.num_positions)
+            x, stacked = self._packed.forward(x, batch, cache, (table.cos_PE, table.sin_PE), tap_ids)
+            return TargetOutput(self._norm(x, self._final_norm), stacked)
+        views = self._views(batch, cache.num_positions)
         if self.config.family_facts.has_embedding_scale:
             # Rounded to the working dtype first, as transformers does.
             x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
@@ -219,22 +235,42 @@ class LeanModel:
         cap = self.config.logit_softcap
         return logits if cap is None else (logits / cap).tanh_().mul_(cap)
 
+    @torch.inference_mode()
+    def score(self, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+        """The likeliest token of every row, and the log-sum-exp of its logits in fp32; ``[N]`` each."""
+        if self._packed is not None:
+            return self._packed.kernels.score(logits_NV)
+        return logits_NV.argmax(-1), logits_NV.float().logsumexp(-1)
+
+    def _table(self, is_local: bool, num_positions: int) -> RotaryTable:
+        """Rotary factors of one kind of layers, at least of so many positions."""
+        table = self._rotary.get(is_local)
+        if table is None or table.cos_PE.shape[0] < num_positions:
+            kind = self.config.local if is_local and self.config.local is not None else self.config
+            table = RotaryTable(kind.head_dim, kind.rope_theta, num_positions, self.dtype, kind.rope_scaling)
+            self._rotary[is_local] = table
+        return table
+
     def _views(self, batch: StepBatch, num_positions: int) -> dict[bool, _View]:
         """The step as layers with full attention (``False``) and with a window (``True``) see it."""
-        config, local = self.config, self.config.local
-        kinds = {False: (config.head_dim, config.rope_theta, config.rope_scaling)}
-        if local is not None:
-            kinds[True] = (local.head_dim, local.rope_theta, local.rope_scaling)
+        local = self.config.local
         views = {}
-        for is_local, (head_dim, theta, scaling) in kinds.items():
-            table = self._rotary.get(is_local)
-            if table is None or table.cos_PE.shape[0] < num_positions:
-                table = self._rotary[is_local] = RotaryTable(head_dim, theta, num_positions, self.dtype, scaling)
+        for is_local in (False, True) if local is not None else (False,):
+            table = self._table(is_local, num_positions)
             segments: Sequence[Segment] = batch.segments
             if is_local and local is not None:
                 segments = [within_window(segment, local.window) for segment in segments]
             views[is_local] = _View(table, *table.at(batch.positions_N), segments)
         return views
+
+
+def _take(weights: dict[str, Tensor], layer: int, name: str) -> Tensor:
+    """A layer's weight, removed from the state dict."""
+    full_name = f"model.layers.{layer}.{name}"
+    try:
+        return weights.pop(full_name)
+    except KeyError:
+        raise TargetError(f"target weights lack {full_name!r}", remedy="Check the model directory") from None
 
 
 class _Norm:
@@ -257,14 +293,9 @@ class _Norm:
 
 
 class _Layer:
-    def __init__(self, config: ModelConfig, index: int, weights: dict[str, Tensor], prefix: str) -> None:
+    def __init__(self, config: ModelConfig, index: int, weights: dict[str, Tensor]) -> None:
         def take(name: str) -> Tensor:
-            try:
-                return weights.pop(prefix + name)
-            except KeyError:
-                raise TargetError(
-                    f"target weights lack {prefix + name!r}", remedy="Check the model directory"
-                ) from None
+            return _take(weights, index, name)
 
         self._config, self._index, facts = config, index, config.family_facts
         self._norm = _Norm(config)

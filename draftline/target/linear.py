@@ -1,7 +1,8 @@
 """Linear layers whose weights are packed once for the CPU kernel at hand.
 
-fp32 on a CPU with MKL: packed SGEMM, which at 8 rows costs 1.4 times one row
-where the plain product costs 2.5 times. bf16 on CPU: oneDNN's reordered
+fp32 on a CPU: our own kernels (:mod:`draftline.native`), whose rows do not
+depend on each other and whose weights stay in bf16 where the checkpoint was;
+without a compiler, MKL's packed SGEMM. bf16 on a CPU: oneDNN's reordered
 weight. Elsewhere (CUDA, other CPUs): the plain product.
 """
 
@@ -10,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from draftline.native.library import PackedWeight, native_kernels
 
 _PACK_ROWS = 64
 """Row hint given to the packers; 64 was best or within 2 % from 1 to 256 rows."""
@@ -29,7 +32,11 @@ class PackedLinear:
         self.out_features, self.in_features = weight_OI.shape
         self._mode = _choose_mode(weight_OI)
         weight = weight_OI.detach()
-        if self._mode == "mkl":
+        self._kernels = native_kernels() if self._mode == "native" else None
+        self._native: PackedWeight | None = None
+        if self._kernels is not None:
+            self._native = self._kernels.pack(weight)
+        elif self._mode == "mkl":
             # Only the shape of the "original" weight is read, so a zero-stride view stands in for 4 bytes a weight.
             self._shape_only = torch.empty(1).expand(self.out_features, self.in_features)
             self._packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.contiguous(), _PACK_ROWS)
@@ -40,6 +47,8 @@ class PackedLinear:
 
     def __call__(self, x_NI: Tensor) -> Tensor:
         """Multiply ``[N, in_features]``; returns ``[N, out_features]`` in the same dtype."""
+        if self._kernels is not None and self._native is not None:
+            return self._kernels.multiply(x_NI, self._native)
         if self._mode == "mkl":
             # The kernel only takes the packed path when told that the row count is the packed one; packing of the
             # right-hand matrix does not depend on it (checked against the plain product in the tests).
@@ -55,6 +64,8 @@ class PackedLinear:
 def _choose_mode(weight: Tensor) -> str:
     if weight.device.type != "cpu":
         return "plain"
+    if weight.dtype == torch.float32 and native_kernels() is not None:
+        return "native"
     if weight.dtype == torch.float32 and torch._C.has_mkl and hasattr(torch.ops.mkl, "_mkl_linear"):
         return "mkl"
     if weight.dtype == torch.bfloat16 and torch._C._has_mkldnn:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from draftline.cache_dir import default_cache_dir
 from draftline.errors import TargetError
 from draftline.spec import TargetSpec
 from draftline.target.fingerprint import TargetFiles, locate_target, target_fingerprint
@@ -156,12 +156,6 @@ def prepare_target(spec: TargetSpec, *, cache_dir: Path | None = None) -> Path:
         if not (folder / "config.json").is_file():
             _convert_gguf(files, folder)
     return folder
-
-
-def default_cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/draftline``, or ``~/.cache/draftline``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "draftline"
 
 
 def _download(hub_id: str, revision: str | None) -> Path:

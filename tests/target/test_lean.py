@@ -61,6 +61,10 @@ FAMILIES: dict[str, PretrainedConfig] = {
         **SIZES, num_key_value_heads=2, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
     ),
     "mistral": MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=None),
+    # Head sizes of whole vectors, which the CPU kernels take.
+    "llama-vector-heads": LlamaConfig(**SIZES, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True),
+    "llama-large-heads": LlamaConfig(**SIZES, num_key_value_heads=4, head_dim=64),
+    "qwen3-many-queries": Qwen3Config(**{**SIZES, "num_attention_heads": 7}, num_key_value_heads=1, head_dim=32),
     "qwen3": Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True),
     "gemma3": Gemma3TextConfig(**GEMMA, layer_types=ALTERNATING, query_pre_attn_scalar=24),
     "gemma3-local-only": Gemma3TextConfig(
