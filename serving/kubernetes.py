@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
-from ray import serve
 
 from draftline.errors import SpecError
 from draftline.spec import RunSpec, build_spec
-from serving.app import build_app
 from serving.replica import ReplicaConfig
+
+if TYPE_CHECKING:
+    from ray import serve
 
 _SPEC_PARTS = ("target", "serving")
 
@@ -48,6 +49,9 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     Raises:
         SpecError: an unknown key or an impossible value.
     """
+    # Ray Serve takes seconds to import; reading arguments needs none of it.
+    from serving.app import build_app
+
     return build_app(read_arguments(args))
 
 

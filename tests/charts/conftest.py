@@ -28,7 +28,7 @@ EVERYTHING: dict[str, Any] = {
     "serving": {
         "objectStorage": True,
         "draft": {"uri": "models:/support-desk@champion"},
-        "spec": {"policy": "threshold", "min_replicas": 2, "max_replicas": 5},
+        "spec": {"policy": "threshold", "min_replicas": 4, "max_replicas": 6},
         "replica": {"cpus": 8, "gpus": 2},
         "worker": {
             "replicasPerPod": 2,

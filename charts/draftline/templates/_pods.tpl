@@ -29,7 +29,7 @@ imagePullSecrets:
 {{- define "draftline.podSecurity" -}}
 runAsNonRoot: true
 {{- range $key := list "runAsUser" "runAsGroup" "fsGroup" }}
-{{- if not (kindIs "invalid" (get $ $key)) }}
+{{- if not (kindIs "invalid" (index $ $key)) }}
 {{ $key }}: {{ get $ $key | int64 }}
 {{- end }}
 {{- end }}
