@@ -35,7 +35,7 @@ from serving.errors import (
     plain_status,
     to_http,
 )
-from serving.render import ChatRenderer, CompletionRenderer, Renderer, merge
+from serving.render import ChatRenderer, CompletionRenderer, Renderer, merge, origins
 from serving.schema import (
     ChatChunk,
     ChatRequest,
@@ -47,6 +47,7 @@ from serving.schema import (
     SamplingFields,
 )
 from serving.service import CompletionService, Job
+from serving.ui.routes import ui_routes
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ def create_api(
     *,
     deployment: str = "",
     limits: BodyLimits | None = None,
+    has_ui: bool = True,
 ) -> FastAPI:
     """The application.
 
@@ -67,10 +69,13 @@ def create_api(
         api_keys: Accepted bearer keys of ``/v1``; empty asks for none.
         deployment: Shown by ``/version``: equal for replicas that were told the same.
         limits: Of request bodies; by default what a full context can need.
+        has_ui: Whether there is a page at ``/ui``.
     """
     api = FastAPI(title="Draftline", version=__version__, description="OpenAI-compatible speculative decoding")
     api.include_router(_v1_routes(service), prefix="/v1", dependencies=[Depends(_key_guard(api_keys))])
     api.include_router(_service_routes(service, deployment))
+    if has_ui:
+        api.include_router(ui_routes(service, needs_key=bool(api_keys)))
     api.add_exception_handler(DraftlineError, _on_error)
     api.add_exception_handler(HTTPException, _on_http_exception)
     api.add_exception_handler(ClientDisconnect, _on_client_gone)
@@ -195,7 +200,10 @@ async def _events(
         for chunk in renderer.opening(job.generation.num_choices):
             yield _event(chunk.model_dump_json())
         async for piece in job.generation.pieces():
-            yield _event(renderer.chunk(piece).model_dump_json())
+            chunk = renderer.chunk(piece)
+            if document.wants_origins:
+                chunk.draftline = origins(piece)
+            yield _event(chunk.model_dump_json())
         if document.wants_usage_chunk:
             yield _event(renderer.closing(service.usage(job), service.metrics(job)).model_dump_json())
     except DraftlineError as error:

@@ -59,11 +59,12 @@ class EngineReplica:
         confine_replica_port(ray.util.get_node_ip_address())
         self._keys = read_api_keys(config.api_keys_file)
         self._fingerprint = fingerprint(config, start)
+        self._has_ui = config.spec.serving.ui
         self._replica: Replica = start(config)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
-        return create_api(self._replica.service, self._keys, deployment=self._fingerprint)
+        return create_api(self._replica.service, self._keys, deployment=self._fingerprint, has_ui=self._has_ui)
 
     def check_health(self) -> None:
         """Called by Serve; raising makes it replace this replica.

@@ -15,6 +15,24 @@ AnswerEnd = Literal["stop", "length"]
 
 
 @dataclass
+class Origin:
+    """Where one token came from, and the text it made visible.
+
+    Attributes:
+        is_drafted: Drafted and accepted; otherwise the target's own.
+        position: Place in what its step emitted, from 0.
+        num_drafted: Draft tokens that the step verified.
+        text: What became visible with it. The texts of a piece's tokens add up to the piece's text: a token that
+            completes a character, or shows that a stop string does not come, carries what was held back before.
+    """
+
+    is_drafted: bool
+    position: int
+    num_drafted: int
+    text: str = ""
+
+
+@dataclass
 class Piece:
     """What became certain of one choice.
 
@@ -22,13 +40,21 @@ class Piece:
         index: Which choice.
         text: New text; may be empty.
         tokens: New (token id, log-probability) pairs.
+        origins: Of the tokens, one each.
         finish_reason: Set on the last piece of the choice.
     """
 
     index: int
     text: str = ""
     tokens: list[tuple[int, float]] = field(default_factory=list)
+    origins: list[Origin] = field(default_factory=list)
     finish_reason: AnswerEnd | None = None
+
+    def show(self, text: str) -> None:
+        """Add visible text, as the doing of the newest token."""
+        self.text += text
+        if self.origins:
+            self.origins[-1].text += text
 
 
 @dataclass
@@ -46,11 +72,15 @@ class _Choice:
 
     def take(self, event: TokenEvent, piece: Piece) -> None:
         """Add an event's tokens to ``piece``; what follows a stop string is dropped."""
-        self.stats = event.stats
-        for token_id, logprob in zip(event.token_ids, event.logprobs, strict=True):
+        before, self.stats = self.stats, event.stats
+        # A step emits its accepted drafts and then the target's own token, unless the answer ends before that.
+        num_accepted = event.stats.num_accepted_tokens - before.num_accepted_tokens
+        num_drafted = event.stats.num_draft_tokens - before.num_draft_tokens
+        for position, (token_id, logprob) in enumerate(zip(event.token_ids, event.logprobs, strict=True)):
             self.num_tokens += 1
             piece.tokens.append((token_id, logprob))
-            piece.text += self._visible(self.detokenizer.push(token_id))
+            piece.origins.append(Origin(position < num_accepted, position, num_drafted))
+            piece.show(self._visible(self.detokenizer.push(token_id)))
             if self.cutter.is_hit:
                 self._finish(piece, "stop")
                 return
@@ -58,9 +88,9 @@ class _Choice:
             return
         if event.finish_reason not in ("stop", "length"):
             raise EngineFailed(f"The engine ended the request early ({event.finish_reason}); send it again")
-        piece.text += self._visible(self.detokenizer.flush())
+        piece.show(self._visible(self.detokenizer.flush()))
         is_stopped = self.cutter.is_hit or event.finish_reason == "stop"
-        piece.text += self.cutter.flush()
+        piece.show(self.cutter.flush())
         self._finish(piece, "stop" if is_stopped else "length")
 
     def _visible(self, text: str) -> str:

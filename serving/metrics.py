@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -66,6 +67,11 @@ class ServingMetrics:
             lambda: self._totals.tokens_per_step,
         )
 
+    @property
+    def totals(self) -> SpeculationStats:
+        """Counters of all requests together since the start, without the histogram; a copy."""
+        return replace(self._totals, accepted_histogram=[])
+
     def render(self) -> bytes:
         """The Prometheus text exposition."""
         return generate_latest(self.registry)
@@ -115,6 +121,9 @@ class ServingMetrics:
         self._drafts.labels(**self._label).inc(now.num_spec_steps - before.num_spec_steps)
         self._drafted.labels(**self._label).inc(now.num_draft_tokens - before.num_draft_tokens)
         self._accepted.labels(**self._label).inc(now.num_accepted_tokens - before.num_accepted_tokens)
+        self._totals.num_spec_steps += now.num_spec_steps - before.num_spec_steps
+        self._totals.num_draft_tokens += now.num_draft_tokens - before.num_draft_tokens
+        self._totals.num_accepted_tokens += now.num_accepted_tokens - before.num_accepted_tokens
         self._totals.num_steps += now.num_steps - before.num_steps
         self._totals.num_output_tokens += now.num_output_tokens - before.num_output_tokens
         old = before.accepted_histogram + [0] * (len(now.accepted_histogram) - len(before.accepted_histogram))

@@ -19,7 +19,9 @@ from serving.schema import (
     CompletionResponse,
     Envelope,
     RequestMetrics,
+    StreamOrigins,
     TokenLogprob,
+    TokenOrigin,
     Usage,
 )
 from serving.service import Job, TextModel
@@ -153,6 +155,23 @@ class CompletionRenderer:
         return CompletionLogprobs(
             tokens=tokens, token_logprobs=[logprob for _, logprob in piece.tokens], text_offset=offsets
         )
+
+
+def origins(piece: Piece) -> StreamOrigins | None:
+    """Where a piece's tokens came from; ``None`` for a piece without any."""
+    if not piece.tokens:
+        return None
+    tokens = [
+        TokenOrigin(
+            text=origin.text,
+            origin="draft" if origin.is_drafted else "target",
+            position=origin.position,
+            num_drafted=origin.num_drafted,
+            logprob=token[1],
+        )
+        for token, origin in zip(piece.tokens, piece.origins, strict=True)
+    ]
+    return StreamOrigins(tokens=tokens)
 
 
 def merge(pieces: Sequence[Piece], num_choices: int) -> list[Piece]:

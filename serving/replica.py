@@ -108,6 +108,7 @@ def start_replica(config: ReplicaConfig, source: DraftSource | None = None) -> R
         num_spec_tokens=block_size(draft),
         draft=draft.name if draft else None,
         created=int(time.time()),
+        policy=serving.policy,
     )
     text = TokenizerText(target.tokenizer, target.vocab_size, enable_thinking=target.enable_thinking)
     service = CompletionService(worker, text, info)

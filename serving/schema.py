@@ -70,9 +70,15 @@ class Strict(BaseModel):
 
 
 class StreamOptions(Strict):
-    """Options of a streamed answer."""
+    """Options of a streamed answer.
+
+    Attributes:
+        include_usage: End with a chunk that holds usage and speculation statistics.
+        include_token_origin: Say of every token whether it was drafted (:class:`StreamOrigins`); not OpenAI's.
+    """
 
     include_usage: bool = False
+    include_token_origin: bool = False
 
 
 class TextPart(BaseModel):
@@ -201,6 +207,11 @@ class SamplingFields(Strict):
     def wants_usage_chunk(self) -> bool:
         """Whether a stream ends with a usage chunk."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def wants_origins(self) -> bool:
+        """Whether chunks say where their tokens came from."""
+        return self.stream_options is not None and self.stream_options.include_token_origin
 
 
 class ChatRequest(SamplingFields):
@@ -411,6 +422,30 @@ class CompletionChoice(BaseModel):
     finish_reason: FinishReason | None = None
 
 
+class TokenOrigin(BaseModel):
+    """Where one streamed token came from.
+
+    Attributes:
+        text: What became visible with this token; the texts of a chunk's tokens add up to the chunk's text.
+        origin: ``draft``, accepted by the target, or ``target``, its own token after the accepted ones.
+        position: Place in what its step emitted, from 0.
+        num_drafted: Draft tokens that the step verified; 0 for a step without a draft.
+        logprob: Under the target; natural logarithm, temperature 1, nothing cut off.
+    """
+
+    text: str
+    origin: Literal["draft", "target"]
+    position: int
+    num_drafted: int
+    logprob: float
+
+
+class StreamOrigins(BaseModel):
+    """The ``draftline`` field of a chunk, sent on ``stream_options.include_token_origin`` alone."""
+
+    tokens: list[TokenOrigin]
+
+
 class Envelope(Sparse):
     """Common root of answers and chunks."""
 
@@ -419,6 +454,7 @@ class Envelope(Sparse):
     model: str
     usage: Usage | None = None
     metrics: RequestMetrics | None = None
+    draftline: StreamOrigins | None = None
 
 
 class ChatResponse(Envelope):

@@ -72,6 +72,7 @@ class ServiceInfo:
         num_spec_tokens: Block size of the draft, 0 without one.
         draft: Name of the draft in use, for example ``support-desk/3``.
         created: Unix time at which serving began.
+        policy: How much of a block is verified, as the spec names it.
     """
 
     model_name: str
@@ -79,6 +80,7 @@ class ServiceInfo:
     num_spec_tokens: int = 0
     draft: str | None = None
     created: int = 0
+    policy: str = ""
 
 
 @dataclass(frozen=True)

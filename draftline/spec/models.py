@@ -499,6 +499,7 @@ class ServingSpec(Part):
         fixed_length: Drafts that ``fixed`` verifies, whole blocks when null.
         min_replicas: Lower bound of the autoscaler.
         max_replicas: Upper bound of the autoscaler.
+        ui: Serve a chat page with live figures at ``/ui``.
     """
 
     model_name: str = "smollm2-135m-instruct"
@@ -510,6 +511,7 @@ class ServingSpec(Part):
     fixed_length: PositiveInt | None = None
     min_replicas: PositiveInt = 1
     max_replicas: PositiveInt = 1
+    ui: bool = True
 
     @model_validator(mode="after")
     def _replica_bounds(self) -> ServingSpec:

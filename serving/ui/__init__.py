@@ -1,0 +1,1 @@
+"""The page at ``/ui``: chat, where each token came from, and live figures."""
