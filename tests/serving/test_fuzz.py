@@ -53,7 +53,7 @@ def server() -> Iterator[Running]:
 
 
 OPERATIONS = ["POST /v1/chat/completions", "POST /v1/completions", "GET /v1/models", "GET /v1/models/{model_id}"]
-PAGES = ["GET /health", "GET /version", "GET /metrics"]
+PAGES = ["GET /health", "GET /version", "GET /metrics", "GET /ui/load"]
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,7 @@ def test_every_operation_is_fuzzed(described: schemathesis.BaseSchema) -> None:
         ("POST /v1/completions", "negative", 400),
         ("GET /v1/models", "positive", 200),
         ("GET /v1/models/{model_id}", "positive", 404),
+        ("GET /ui/load", "positive", 200),
     ],
 )
 def test_the_server_keeps_what_its_document_says(
