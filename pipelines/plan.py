@@ -29,6 +29,7 @@ from draftline.planner.cache import REFERENCE
 from draftline.prompts.source import read_source
 from draftline.spec import RunSpec
 from draftline.spec.recipes import spec_for_target
+from pipelines.helm_values import helm_values
 from pipelines.preflight import resolve_spec
 
 REFERENCE_CORPUS = Corpus(1_300_000, 950)
@@ -76,6 +77,9 @@ def plan(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the spec; repeatable.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    as_helm_values: Annotated[
+        bool, typer.Option("--helm-values", help="Print target and volume sizes as values of the chart.")
+    ] = False,
 ) -> None:
     """Count a run's bytes, GPU-hours and money, before anything runs."""
     resolved = _resolve(spec, recipe_name, target, assignments or [])
@@ -87,7 +91,9 @@ def plan(
         Throughput(*(value or None for value in _three(measured or "0,0,0", "--measured"))),
     )
     made = make_plan(resolved, target_facts(resolved.target), assumptions)
-    if as_json:
+    if as_helm_values:
+        typer.echo(helm_values(made, resolved), nl=False)
+    elif as_json:
         typer.echo(json.dumps({**asdict(made), "gpu_hours": made.gpu_hours}, indent=2))
     else:
         Console().print(render_plan(made))

@@ -11,9 +11,10 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.charts.helm import CHART
+from tests.charts.helm import CHART, Helm
 from tests.charts.run_spec import PARTS, schema_of_parts
 from tests.charts.values_table import render_table, rows
+from tests.pipelines.test_cli import invoke
 
 SCHEMA_FILE = CHART / "values.schema.json"
 BEGIN, END = "<!-- values: begin -->", "<!-- values: end -->"
@@ -102,3 +103,14 @@ def test_the_table_of_values_is_current(
     before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     check_golden(f"{before}{BEGIN}\n{render_table(with_run_spec(schema), values)}{END}{after}", readme)
+
+
+def test_the_planner_s_values_are_taken(helm: Helm, tmp_path: Path) -> None:
+    arguments = ("plan", "--target", "Qwen/Qwen3-8B", "--samples", "1000", "--helm-values")
+    code, text, error = invoke(*arguments)
+    assert (code, error) == (0, "")
+    planned = yaml.safe_load(text)
+    release = helm.template({**planned, "minio": {**planned["minio"], "enabled": True}})
+    (claim,) = release.one("StatefulSet")["spec"]["volumeClaimTemplates"]
+    assert claim["spec"]["resources"]["requests"]["storage"] == planned["minio"]["persistence"]["size"]
+    assert "Qwen/Qwen3-8B" in release.one("RayService")["spec"]["serveConfigV2"]

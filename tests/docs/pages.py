@@ -10,7 +10,12 @@ ROOT = Path(__file__).parents[2]
 PAGES = tuple(
     sorted(
         path.relative_to(ROOT).as_posix()
-        for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("draftline/**/*.md")]
+        for path in [
+            *ROOT.glob("*.md"),
+            *ROOT.glob("docs/**/*.md"),
+            *ROOT.glob("draftline/**/*.md"),
+            *ROOT.glob("charts/**/*.md"),
+        ]
     )
 )
 """All pages for people, relative to the repository."""

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from draftline.spec import dump_spec, recipe
 from pipelines.plan import format_bytes
@@ -96,3 +97,22 @@ def test_wrong_arguments_are_refused_in_one_line(arguments: tuple[str, ...], mes
 
 def test_bytes_are_shown_in_decimal_units() -> None:
     assert [format_bytes(n) for n in (38.1e12, 9.6e12, 1e9, 512)] == ["38 TB", "9.6 TB", "1.0 GB", "512 B"]
+
+
+def test_helm_values_are_sizes_that_hold_the_plan() -> None:
+    text = invoke(*ISSUE, "--helm-values")[1]
+    values = yaml.safe_load(text)
+    made = json.loads(invoke(*ISSUE, "--json")[1])
+    stored = next(line["total_bytes"] for line in made["cache"] if line["codec"] == made["codec"])
+    size = values["minio"]["persistence"]["size"]
+    assert stored * 1.3 <= int(size.removesuffix("Gi")) * 1024**3 <= stored * 1.31
+    # Twice 4.02 B parameters at two bytes, and the drafts.
+    assert values["serving"]["cache"]["size"] == "20Gi"
+    assert values["serving"]["target"]["source"] == "Qwen/Qwen3-4B"
+    assert "GB in bf16" in text.splitlines()[0]
+
+
+def test_helm_values_of_a_stream_need_no_store() -> None:
+    text = invoke(*ISSUE, "--set", "cache.mode=stream", "--helm-values")[1]
+    assert yaml.safe_load(text)["minio"]["persistence"]["size"] == "20Gi"
+    assert "no hidden states are stored" in text
