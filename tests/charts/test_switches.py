@@ -6,9 +6,10 @@ import copy
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.charts.conftest import EVERYTHING
-from tests.charts.helm import CRD_APIS, Helm, Release
+from tests.charts.helm import CHART, CRD_APIS, Helm, Release
 from tests.charts.schemas import problems
 
 
@@ -256,15 +257,25 @@ def test_a_missing_prerequisite_is_named(helm: Helm, api: str, values: dict[str,
 
 
 def test_an_old_cluster_is_refused(helm: Helm) -> None:
-    done = helm.run("template", "d", "charts/draftline", "--kube-version", "1.28.0")
-    assert done.returncode != 0
+    done = helm.run("template", "d", str(CHART), "--kube-version", "1.28.0")
+    assert done.returncode != 0 and "requires kubeVersion: >=1.29.0" in done.stderr
 
 
-def test_the_notes_end_with_the_command_that_proves_it(helm: Helm) -> None:
-    # helm template prints no notes; a client-side dry run does.
-    from tests.charts.helm import CHART
+def notes(helm: Helm, values: dict[str, Any]) -> str:
+    """What an installation prints; a client-side dry run asks no cluster."""
+    file = helm.home / "notes.yaml"
+    file.write_text(yaml.safe_dump(merged(values, "global.checkPrerequisites", False)), encoding="utf-8")
+    done = helm.run("install", "desk", str(CHART), "--namespace", "ml", "--dry-run=client", "--values", str(file))
+    assert done.returncode == 0, done.stderr
+    return done.stdout.partition("NOTES:\n")[2].rstrip()
 
-    text = (CHART / "templates" / "NOTES.txt").read_text(encoding="utf-8").rstrip()
-    assert (
-        text.splitlines()[-1].strip().startswith("helm test {{ .Release.Name }} --namespace {{ .Release.Namespace }}")
-    )
+
+@pytest.mark.parametrize("values", [{}, EVERYTHING], ids=["default", "everything"])
+def test_the_notes_end_with_the_command_that_proves_it(helm: Helm, values: dict[str, Any]) -> None:
+    lines = notes(helm, values).splitlines()
+    assert lines[-1].strip() == "helm test desk --namespace ml --logs"
+    assert not [line for line in lines if "no value" in line or "%!" in line]
+    named = "\n".join(lines)
+    assert "http://desk-draftline-serving-serve-svc.ml.svc.cluster.local:8000/v1" in named
+    assert "rayservice/desk-draftline-serving" in named and "config_map=desk-draftline" in named
+    assert ("Draft: none yet" in named) == (values == {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -189,6 +190,19 @@ def test_rules_read_metrics_that_exist(everything: Release) -> None:
             ]
 
 
+def expressions(node: Any) -> Iterator[str]:
+    """Every query of a Grafana dashboard, of panels and of variables."""
+    if isinstance(node, list):
+        for item in node:
+            yield from expressions(item)
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("expr", "query") and isinstance(value, str) and value != "prometheus":
+                yield value
+            else:
+                yield from expressions(value)
+
+
 def test_a_metric_that_does_not_exist_is_found() -> None:
     assert metric_names('rate(vllm:nothing_total{a="b"}[5m]) / on (x) sum(draftline:other)') == {
         "vllm:nothing_total",
@@ -201,6 +215,9 @@ def test_the_dashboard_reads_metrics_that_exist(everything: Release) -> None:
     (text,) = everything.one("ConfigMap", "-dashboard")["data"].values()
     board = json.loads(text)
     assert board["title"] and board["uid"]
+    for expression in expressions(board):
+        unknown = metric_names(expression) - served_metrics() - FROM_KUBERNETES
+        assert not [name for name in unknown if not name.startswith("ray_")], expression
     assert text.strip() == (CHART / "dashboards" / "draftline.json").read_text(encoding="utf-8").strip()
 
 
@@ -282,6 +299,12 @@ def test_the_pipeline_s_role_is_what_the_check_asks_for(everything: Release) -> 
         ("default-editor", "draftline"),
         ("pipeline-runner", "kubeflow"),
     ]
+
+
+def test_jobs_are_told_their_class_and_account(everything: Release) -> None:
+    data = everything.one("ConfigMap", "draftline")["data"]
+    assert data["job-priority-class"] in {d["metadata"]["name"] for d in everything.of_kind("PriorityClass")}
+    assert data["job-service-account"] in {d["metadata"]["name"] for d in everything.of_kind("ServiceAccount")}
 
 
 def test_kueue_s_queues_refer_to_each_other(everything: Release) -> None:
