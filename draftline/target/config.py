@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from draftline.draft.families import FAMILIES as LAYERS
-from draftline.draft.families import Family
+from draftline.draft.families import Family, default_family
 from draftline.errors import TargetError
 from draftline.target.rope import KINDS, RopeScaling
 
@@ -75,6 +75,8 @@ class ModelConfig:
         query_pre_attn_scalar: Attention logits are divided by its root; ``None`` takes the family's rule.
         logit_softcap: Logits become ``c * tanh(logits / c)``; ``None`` leaves them.
         local: Layers with a sliding window; ``None`` for none.
+        forward: ``lean``, or ``transformers`` where that library's own forward runs the target; then ``family`` is
+            any that it knows, and heads and rotary facts are those that drafts start from.
     """
 
     family: str
@@ -95,11 +97,12 @@ class ModelConfig:
     query_pre_attn_scalar: float | None = None
     logit_softcap: float | None = None
     local: LocalLayers | None = None
+    forward: Literal["lean", "transformers"] = "lean"
 
     @property
     def family_facts(self) -> Family:
-        """The row of its family."""
-        return LAYERS[FAMILIES[self.family]]
+        """The row of its family; where it has none, that of its drafts."""
+        return LAYERS[FAMILIES.get(self.family) or default_family(self.family)]
 
     @property
     def embedding_scale(self) -> float:

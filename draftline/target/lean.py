@@ -83,6 +83,8 @@ class RotaryTable:
 
     def at(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
         """``[N, 1, E]`` factors for :meth:`rotate`."""
+        if self.cos_PE.device != positions_N.device:
+            self.cos_PE, self.sin_PE = self.cos_PE.to(positions_N.device), self.sin_PE.to(positions_N.device)
         return self.cos_PE[positions_N].unsqueeze(1), self.sin_PE[positions_N].unsqueeze(1)
 
     def rotate(self, x_NHE: Tensor, cos_N1E: Tensor, sin_N1E: Tensor) -> Tensor:

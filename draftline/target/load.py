@@ -1,4 +1,4 @@
-"""Load a target: files, tokenizer, config and the lean model."""
+"""Load a target: files, tokenizer, config and the forward that runs it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from draftline.cache_dir import default_cache_dir
 from draftline.errors import TargetError
 from draftline.spec import TargetSpec
 from draftline.target.fingerprint import TargetFiles, locate_target, target_fingerprint
+from draftline.target.forward import TargetModel
+from draftline.target.general import load_general
+from draftline.target.general_config import Forward, choose_config
 from draftline.target.hardware import preferred_dtype
 from draftline.target.lean import LeanModel, ModelConfig
 
@@ -43,9 +46,11 @@ class Target:
         eos_token_ids: Tokens that end an answer.
         dtype: Of the weights and of all arithmetic.
         weights: State dict by Hugging Face names, emptied of the layers once
-            :attr:`model` has packed them.
+            :attr:`model` has packed them. Of a target that transformers runs, only
+            what drafts read: embeddings, LM head and final norm.
         enable_thinking: How conversations are written for it; see
             :func:`draftline.target.chat.chat_ids`.
+        loaded_model: The forward where it is loaded with the target.
     """
 
     folder: Path
@@ -56,6 +61,7 @@ class Target:
     dtype: torch.dtype
     weights: dict[str, Tensor]
     enable_thinking: bool = False
+    loaded_model: TargetModel | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -74,13 +80,24 @@ class Target:
 
     @property
     def lm_head_VD(self) -> Tensor:
-        """Output projection (the embeddings when tied)."""
-        return self.weights.get("lm_head.weight", self.embedding_VD)
+        """Output projection (the embeddings when tied).
+
+        Raises:
+            TargetError: the target's logits are more than a product with a matrix.
+        """
+        head = self.weights.get("lm_head.weight")
+        if head is None and self.config.forward == "transformers":
+            raise TargetError(
+                f"no draft can use the LM head of target family {self.config.family!r}",
+                expected="logits that are a scaled product of the last hidden state with one matrix",
+                remedy="Set serving.proposer to prompt_lookup, which needs no trained draft",
+            )
+        return self.embedding_VD if head is None else head
 
     @cached_property
-    def model(self) -> LeanModel:
-        """The lean forward; built at first use."""
-        return LeanModel(self.config, self.weights, self.dtype)
+    def model(self) -> TargetModel:
+        """The forward; a lean one is built at first use."""
+        return self.loaded_model or LeanModel(self.config, self.weights, self.dtype)
 
 
 def resolve_dtype(name: str) -> torch.dtype:
@@ -88,22 +105,43 @@ def resolve_dtype(name: str) -> torch.dtype:
     return DTYPES[preferred_dtype() if name == "auto" else name]
 
 
-def load_target(spec: TargetSpec, *, cache_dir: Path | None = None, dtype: str | None = None) -> Target:
+def resolve_device(name: str) -> torch.device:
+    """``cpu``, ``cuda``, ``cuda:1`` ..., or ``auto`` (CUDA where there is a device)."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def load_target(
+    spec: TargetSpec,
+    *,
+    cache_dir: Path | None = None,
+    dtype: str | None = None,
+    forward: Forward = "auto",
+    device: str = "cpu",
+) -> Target:
     """Load a target for inference.
 
     Args:
         spec: Which, and in what dtype.
         cache_dir: Where converted GGUF targets are kept; the user's cache by default.
         dtype: Overrides ``spec.dtype`` (fp32 for exactness proofs).
+        forward: Which forward runs it; ``auto`` takes the lean one where it knows the family.
+        device: See :func:`resolve_device`.
 
     Raises:
         TargetError: not found, not downloadable here, or of an unsupported family.
     """
     folder = prepare_target(spec, cache_dir=cache_dir)
     config_document = _read_json(folder / "config.json")
-    config = _model_config(folder, config_document)
-    torch_dtype = resolve_dtype(dtype or spec.dtype)
-    weights = _read_weights(folder, torch_dtype)
+    config = _model_config(folder, config_document, forward)
+    torch_dtype, torch_device = resolve_dtype(dtype or spec.dtype), resolve_device(device)
+    model: TargetModel | None = None
+    if config.forward == "transformers":
+        model = general = load_general(folder, config, torch_dtype, torch_device)
+        weights = general.ends()
+    else:
+        weights = _read_weights(folder, torch_dtype, torch_device)
     tokenizer = _read_tokenizer(folder)
     return Target(
         folder,
@@ -114,22 +152,23 @@ def load_target(spec: TargetSpec, *, cache_dir: Path | None = None, dtype: str |
         torch_dtype,
         weights,
         enable_thinking=spec.enable_thinking,
+        loaded_model=model,
     )
 
 
-def load_config(spec: TargetSpec, *, cache_dir: Path | None = None) -> ModelConfig:
+def load_config(spec: TargetSpec, *, cache_dir: Path | None = None, forward: Forward = "auto") -> ModelConfig:
     """The facts of a target's architecture, without its weights.
 
     Raises:
         TargetError: see :func:`load_target`.
     """
     folder = prepare_target(spec, cache_dir=cache_dir)
-    return _model_config(folder, _read_json(folder / "config.json"))
+    return _model_config(folder, _read_json(folder / "config.json"), forward)
 
 
-def _model_config(folder: Path, document: dict[str, Any]) -> ModelConfig:
+def _model_config(folder: Path, document: dict[str, Any], forward: Forward) -> ModelConfig:
     try:
-        return ModelConfig.from_hf(document)
+        return choose_config(document, forward)
     except KeyError as error:
         raise TargetError(f"{folder}/config.json lacks {error}", remedy="Save the model with save_pretrained") from None
 
@@ -217,7 +256,7 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _read_weights(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+def _read_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         raise TargetError(
@@ -229,7 +268,7 @@ def _read_weights(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
             with safe_open(shard, framework="pt") as handle:
                 for stored in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
                     if (name := _text_name(stored)) is not None:
-                        weights[name] = handle.get_tensor(stored).to(dtype)
+                        weights[name] = handle.get_tensor(stored).to(device, dtype)
         except SafetensorError as error:
             raise TargetError(f"{shard} is damaged ({error})", remedy="Copy or download the model again") from None
     missing = {"model.embed_tokens.weight", "model.norm.weight"} - set(weights)

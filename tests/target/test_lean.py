@@ -112,13 +112,16 @@ def save_model(config: PretrainedConfig, folder: Path) -> torch.nn.Module:
     return model
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    folder = tmp_path_factory.mktemp("family")
-    model = save_model(FAMILIES[request.param], folder)
+def make_pair(config: PretrainedConfig, folder: Path) -> Pair:
+    model = save_model(config, folder)
     with torch.no_grad():
         output = model(IDS, output_hidden_states=True)
     return Pair(load_target(TargetSpec(source=str(folder)), dtype="fp32"), list(output.hidden_states), output.logits)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return make_pair(FAMILIES[request.param], tmp_path_factory.mktemp("family"))
 
 
 def test_one_step_equals_transformers(pair: Pair) -> None:
