@@ -92,7 +92,7 @@ class Contenders:
 
         def lookup(slots: int, context: int) -> Engine:
             engine = Engine(target, EngineLimits(slots, context), FixedPolicy(), keep_traces=True)
-            engine.swap_proposer(lambda room: PromptLookup(room, target.vocab_size, block))
+            engine.swap_proposer(lambda room: PromptLookup(room, block))
             return engine
 
         def standalone(slots: int, context: int) -> Engine:

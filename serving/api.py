@@ -105,7 +105,7 @@ def _v1_routes(service: CompletionService) -> APIRouter:
     async def chat_completions(request: Request) -> Response:
         document = await _read(request, ChatRequest)
         job = await service.start_chat(document)
-        renderer = ChatRenderer(job, service.text, with_logprobs=bool(document.logprobs))
+        renderer = ChatRenderer(job, service.text, with_logprobs=document.wants_logprobs)
         return await _answer(request, service, document, job, renderer)
 
     @router.post(
@@ -117,7 +117,7 @@ def _v1_routes(service: CompletionService) -> APIRouter:
     async def completions(request: Request) -> Response:
         document = await _read(request, CompletionRequest)
         job = await service.start_completion(document)
-        renderer = CompletionRenderer(job, service.text, with_logprobs=document.logprobs is not None)
+        renderer = CompletionRenderer(job, service.text, with_logprobs=document.wants_logprobs)
         return await _answer(request, service, document, job, renderer)
 
     @router.get("/models", responses=openapi.failures(openapi.GET_FAILURES))

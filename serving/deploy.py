@@ -6,7 +6,6 @@ station (see :mod:`draftline.jobs`); ``deploy`` and ``undeploy`` are its parts.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -21,6 +20,7 @@ import httpx
 from draftline.errors import DraftlineError, PlatformError, StepError
 from draftline.jobs import read_request, report_result
 from draftline.registry_layout import ALIAS_CHAMPION
+from draftline.spec import ServingSpec
 from draftline.steps.context import StepContext, StepOutput
 from serving.registry import DraftFiles
 from serving.replica import ReplicaConfig, StartReplica, open_draft_source, read_api_keys, start_replica
@@ -118,7 +118,7 @@ def run(context: StepContext, environ: Mapping[str, str] = os.environ) -> StepOu
     model_name = context.inputs["register"].outputs["model_name"]
     config = ReplicaConfig(
         spec=context.spec,
-        draft_uri=None if context.spec.serving.policy == "off" else f"models:/{model_name}@{ALIAS_CHAMPION}",
+        draft_uri=f"models:/{model_name}@{ALIAS_CHAMPION}" if _has_draft(context.spec.serving) else None,
         tracking_uri=environ.get(TRACKING_URI_ENV),
         num_threads=os.cpu_count() or 1,
         api_keys_file=Path(keys_file) if keys_file else None,
@@ -130,6 +130,10 @@ def run(context: StepContext, environ: Mapping[str, str] = os.environ) -> StepOu
     endpoint = deploy(config, app=APP, port=int(port))
     context.report(1, 1, "endpoints", note=endpoint.endpoint)
     return StepOutput({"deployed": True, **asdict(endpoint)})
+
+
+def _has_draft(serving: ServingSpec) -> bool:
+    return serving.policy != "off" and serving.proposer == "draft"
 
 
 def main(arguments: list[str]) -> int:
@@ -221,12 +225,9 @@ def _is_deployed(root: str, config: ReplicaConfig, app: str, start: StartReplica
 def _check_fits(config: ReplicaConfig, files: DraftFiles) -> None:
     from draftline.draft.checkpoint import load_folder
     from draftline.engine.engine import check_fits
-    from draftline.target.lean import ModelConfig
-    from draftline.target.load import prepare_target
+    from draftline.target.load import load_config
 
-    target = prepare_target(config.spec.target, cache_dir=config.cache_dir)
-    document = json.loads((target / "config.json").read_text(encoding="utf-8"))
-    check_fits(load_folder(files.draft_dir).config, ModelConfig.from_hf(document))
+    check_fits(load_folder(files.draft_dir).config, load_config(config.spec.target, cache_dir=config.cache_dir))
 
 
 def _wait_for_health(root: str, wanted: str | None, deadline_s: float) -> str | None:

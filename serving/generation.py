@@ -6,10 +6,13 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from draftline.engine.requests import SpeculationStats, TokenEvent
+from draftline.engine.requests import SpeculationStats, TokenEvent, TopLogprobs
 from serving.errors import EngineFailed
 from serving.text import Decoder, Detokenizer, StopCutter
 from serving.worker import EngineWorker, Ticket
+
+UNKNOWN = float("nan")
+"""Stands for a log-probability that nobody asked for."""
 
 AnswerEnd = Literal["stop", "length"]
 
@@ -39,8 +42,10 @@ class Piece:
     Attributes:
         index: Which choice.
         text: New text; may be empty.
-        tokens: New (token id, log-probability) pairs.
+        tokens: New (token id, log-probability) pairs; the latter is :data:`UNKNOWN` unless asked for.
         origins: Of the tokens, one each.
+        alternatives: The likeliest tokens at the place of each, where they were asked for. A stop string may leave
+            some at the end without their token.
         finish_reason: Set on the last piece of the choice.
     """
 
@@ -48,6 +53,7 @@ class Piece:
     text: str = ""
     tokens: list[tuple[int, float]] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
+    alternatives: list[TopLogprobs] = field(default_factory=list)
     finish_reason: AnswerEnd | None = None
 
     def show(self, text: str) -> None:
@@ -76,7 +82,9 @@ class _Choice:
         # A step emits its accepted drafts and then the target's own token, unless the answer ends before that.
         num_accepted = event.stats.num_accepted_tokens - before.num_accepted_tokens
         num_drafted = event.stats.num_draft_tokens - before.num_draft_tokens
-        for position, (token_id, logprob) in enumerate(zip(event.token_ids, event.logprobs, strict=True)):
+        piece.alternatives += event.top_logprobs
+        logprobs = event.logprobs or (UNKNOWN,) * len(event.token_ids)
+        for position, (token_id, logprob) in enumerate(zip(event.token_ids, logprobs, strict=True)):
             self.num_tokens += 1
             piece.tokens.append((token_id, logprob))
             piece.origins.append(Origin(position < num_accepted, position, num_drafted))

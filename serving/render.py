@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Protocol
 
+from draftline.engine.requests import TopLogprobs
 from serving.generation import Piece
 from serving.schema import (
     ChatAnswer,
@@ -22,6 +24,7 @@ from serving.schema import (
     StreamOrigins,
     TokenLogprob,
     TokenOrigin,
+    TopLogprob,
     Usage,
 )
 from serving.service import Job, TextModel
@@ -98,11 +101,18 @@ class ChatRenderer:
         if not self._with_logprobs:
             return None
         content = []
-        for token_id, logprob in piece.tokens:
-            token = self._text.token_text(token_id)
-            raw = None if REPLACEMENT in token else list(token.encode())
-            content.append(TokenLogprob(token=token, logprob=logprob, bytes=raw))
+        for (token_id, logprob), others in zip_longest(piece.tokens, piece.alternatives[: len(piece.tokens)]):
+            content.append(
+                TokenLogprob(
+                    **self._alternative(token_id, logprob).model_dump(),
+                    top_logprobs=[self._alternative(*other) for other in others or ()],
+                )
+            )
         return ChatLogprobs(content=content)
+
+    def _alternative(self, token_id: int, logprob: float) -> TopLogprob:
+        token = self._text.token_text(token_id)
+        return TopLogprob(token=token, logprob=logprob, bytes=None if REPLACEMENT in token else list(token.encode()))
 
 
 class CompletionRenderer:
@@ -152,9 +162,17 @@ class CompletionRenderer:
             offsets.append(offset)
             offset += len(token)
         self._offsets[piece.index] = offset
+        others = [self._by_text(alternatives) for alternatives in piece.alternatives[: len(tokens)]]
         return CompletionLogprobs(
-            tokens=tokens, token_logprobs=[logprob for _, logprob in piece.tokens], text_offset=offsets
+            tokens=tokens,
+            token_logprobs=[logprob for _, logprob in piece.tokens],
+            top_logprobs=others or None,
+            text_offset=offsets,
         )
+
+    def _by_text(self, alternatives: TopLogprobs) -> dict[str, float]:
+        # Of several tokens with one text (parts of characters), the likeliest stands.
+        return {self._text.token_text(token_id): logprob for token_id, logprob in reversed(alternatives)}
 
 
 def origins(piece: Piece) -> StreamOrigins | None:
@@ -181,5 +199,6 @@ def merge(pieces: Sequence[Piece], num_choices: int) -> list[Piece]:
         target = merged[piece.index]
         target.text += piece.text
         target.tokens += piece.tokens
+        target.alternatives += piece.alternatives
         target.finish_reason = piece.finish_reason or target.finish_reason
     return merged

@@ -76,7 +76,7 @@ def start_replica(config: ReplicaConfig, source: DraftSource | None = None) -> R
         DraftlineError: the target or the draft cannot be had, or they do not fit.
     """
     serving = config.spec.serving
-    if source is None and config.draft_uri is not None:
+    if source is None and config.draft_uri is not None and serving.proposer == "draft":
         source = open_draft_source(config)
     draft = source.fetch(source.current()) if source is not None else None
     targets: list[Target] = []
@@ -89,7 +89,10 @@ def start_replica(config: ReplicaConfig, source: DraftSource | None = None) -> R
 
         # Counted per thread by OpenMP, so it belongs into the thread that steps.
         torch.set_num_threads(config.num_threads)
-        targets.append(load_target(config.spec.target, cache_dir=config.cache_dir))
+        target = load_target(
+            config.spec.target, cache_dir=config.cache_dir, forward=serving.target_forward, device="auto"
+        )
+        targets.append(target)
         return build_engine(
             targets[0],
             serving,

@@ -19,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from draftline.engine.requests import MAX_TOP_LOGPROBS
+
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARS = 256
 MAX_CHOICES = 4
@@ -197,6 +199,16 @@ class SamplingFields(Strict):
         return self.max_tokens
 
     @property
+    def wants_logprobs(self) -> bool:
+        """Whether log-probabilities are reported."""
+        return False
+
+    @property
+    def num_top_logprobs(self) -> int:
+        """How many of the likeliest tokens are reported at each place."""
+        return 0
+
+    @property
     def stop_strings(self) -> tuple[str, ...]:
         """The stop strings as a tuple."""
         if self.stop is None:
@@ -221,18 +233,19 @@ class ChatRequest(SamplingFields):
         messages: The conversation so far.
         max_completion_tokens: Newer name of ``max_tokens``.
         logprobs: Report the target's log-probability of each chosen token.
-        top_logprobs: Only 0: alternatives are not reported.
+        top_logprobs: How many of the likeliest tokens to report at each place, with ``logprobs``.
     """
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = False
-    top_logprobs: int | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
-    @field_validator("top_logprobs")
-    @classmethod
-    def _no_alternatives(cls, top_logprobs: int | None) -> int | None:
-        return _only_zero(top_logprobs)
+    @model_validator(mode="after")
+    def _alternatives_of_something(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs is only allowed when logprobs is true")
+        return self
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
@@ -245,22 +258,28 @@ class ChatRequest(SamplingFields):
         """See :attr:`SamplingFields.limit`."""
         return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
 
+    @property
+    def wants_logprobs(self) -> bool:
+        """See :attr:`SamplingFields.wants_logprobs`."""
+        return bool(self.logprobs)
+
+    @property
+    def num_top_logprobs(self) -> int:
+        """See :attr:`SamplingFields.num_top_logprobs`."""
+        return self.top_logprobs or 0
+
 
 class CompletionRequest(SamplingFields):
     """Body of ``POST /v1/completions``.
 
     Attributes:
         prompt: A text, token ids, or a list of either.
-        logprobs: 0 reports the chosen tokens' log-probabilities, ``null`` none.
+        logprobs: 0 reports the chosen tokens' log-probabilities, a number as many of the likeliest tokens too,
+            ``null`` none.
     """
 
     prompt: str | FailFastList[str] | FailFastList[int] | FailFastList[FailFastList[int]]
-    logprobs: int | None = None
-
-    @field_validator("logprobs")
-    @classmethod
-    def _no_alternatives(cls, logprobs: int | None) -> int | None:
-        return _only_zero(logprobs)
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
     @field_validator("prompt")
     @classmethod
@@ -278,6 +297,16 @@ class CompletionRequest(SamplingFields):
         return DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
 
     @property
+    def wants_logprobs(self) -> bool:
+        """See :attr:`SamplingFields.wants_logprobs`."""
+        return self.logprobs is not None
+
+    @property
+    def num_top_logprobs(self) -> int:
+        """See :attr:`SamplingFields.num_top_logprobs`."""
+        return self.logprobs or 0
+
+    @property
     def prompts(self) -> list[str | list[int]]:
         """The prompts one by one."""
         if isinstance(self.prompt, str):
@@ -285,12 +314,6 @@ class CompletionRequest(SamplingFields):
         if all(isinstance(item, int) for item in self.prompt):
             return [[item for item in self.prompt if isinstance(item, int)]]
         return [item for item in self.prompt if not isinstance(item, int)]
-
-
-def _only_zero(value: int | None) -> int | None:
-    if value is not None and value != 0:
-        raise ValueError(f"alternatives are not reported, only the chosen tokens; use 0 (got {value})")
-    return value
 
 
 def _is_one_of(value: object, accepted: tuple[object, ...]) -> bool:
@@ -334,20 +357,28 @@ class RequestMetrics(BaseModel):
     speculative_decoding: SpeculationMetrics
 
 
-class TokenLogprob(BaseModel):
-    """Log-probability of one chosen token under the target.
+class TopLogprob(BaseModel):
+    """Log-probability of one token under the target.
 
     Attributes:
         token: Its text.
         logprob: Natural logarithm; temperature 1, nothing cut off.
         bytes: UTF-8 bytes, ``None`` for a token that is no whole character.
-        top_logprobs: Always empty.
     """
 
     token: str
     logprob: float
     bytes: list[int] | None
-    top_logprobs: list[float] = []
+
+
+class TokenLogprob(TopLogprob):
+    """The same of a chosen token.
+
+    Attributes:
+        top_logprobs: The likeliest tokens at its place, likeliest first, as many as were asked for.
+    """
+
+    top_logprobs: list[TopLogprob] = []
 
 
 class ChatLogprobs(BaseModel):
@@ -360,13 +391,14 @@ class CompletionLogprobs(BaseModel):
     """Log-probabilities of a completion or chunk.
 
     Attributes:
+        top_logprobs: The likeliest tokens at each place by their text, where they were asked for.
         text_offset: Characters before each token, counting tokens as decoded one
             by one.
     """
 
     tokens: list[str]
     token_logprobs: list[float]
-    top_logprobs: None = None
+    top_logprobs: list[dict[str, float]] | None = None
     text_offset: list[int]
 
 

@@ -259,6 +259,8 @@ class CompletionService:
             top_k=max(request.top_k or 0, 0),
             ignore_eos=request.ignore_eos,
             min_tokens=request.min_tokens,
+            has_logprobs=request.wants_logprobs or request.wants_origins,
+            num_top_logprobs=request.num_top_logprobs,
         )
 
     def _too_long(self, num_prompt_tokens: int, wanted: str, param: str) -> ContextTooLong:

@@ -21,6 +21,7 @@ from draftline.draft.proposer import EngineRoom, ProcessedTokens, Proposal
 from draftline.draft.runner import block_segment
 from draftline.draft.serving_layer import ServingLayer, ServingNorm
 from draftline.draft.serving_vocabulary import Picker, ServingVocabulary, TargetEnds
+from draftline.target.batch import Segment
 from draftline.target.kv_cache import SlotKVCache
 from draftline.target.lean import RotaryTable, attend
 from draftline.target.linear import PackedLinear
@@ -83,12 +84,13 @@ class Eagle3Runner:
         features = self._fc(tokens.taps_NLD.reshape(tokens.taps_NLD.shape[0], -1))
         kept = self._features_SPD.view(-1, features.shape[1])
         kept.index_copy_(0, tokens.cache_index_N, features)
-        # A request's first token completes nothing.
-        follows = tokens.positions_N > 0
-        rows, positions = tokens.cache_index_N[follows] - 1, tokens.positions_N[follows] - 1
-        if len(rows):
-            x = self._inputs(tokens.token_ids_N[follows], kept[rows])
-            self._cache.append(0, rows, self._layer.keys_values(x, self._rotary.at(positions)))
+        # A request's first token completes nothing: what is made of it goes to the slot's last position, which no
+        # draft reaches. Leaving it out would wait for the device to count the others.
+        rows = tokens.cache_index_N - 1
+        rows = torch.where(tokens.positions_N > 0, rows, rows + self._cache.num_positions)
+        x = self._inputs(tokens.token_ids_N, kept[rows])
+        rotary = self._rotary.at((tokens.positions_N - 1).clamp_(min=0))
+        self._cache.append(0, rows, self._layer.keys_values(x, rotary))
 
     def move(self, source: int, destination: int, length: int) -> None:
         """Copy what a slot knows of its first ``length`` tokens over another slot's."""
@@ -112,21 +114,21 @@ class Eagle3Runner:
         hidden = self._features_SPD[slot, positions]
         columns, drafted = [], []
         for step in range(self.config.block_size):
-            hidden = self._advance(slots, slot * self._cache.num_positions, positions + step, ids, hidden)
+            segment = block_segment(slots, positions + step, max(starts) + step, 1, self._dtype)
+            hidden = self._advance(segment, slot * self._cache.num_positions, positions + step, ids, hidden)
             columns.append(picker.pick(self._vocabulary.logits(self._norm(hidden)), step))
             ids = self._vocabulary.ids_of(columns[-1])
             drafted.append(ids)
         return Proposal(torch.stack(drafted, 1), torch.stack(columns, 1), None, picker.laws())
 
     def _advance(
-        self, slots: Sequence[int], first_R: Tensor, positions_R: Tensor, ids_R: Tensor, hidden_RD: Tensor
+        self, segment: Segment, first_R: Tensor, positions_R: Tensor, ids_R: Tensor, hidden_RD: Tensor
     ) -> Tensor:
         """One row of every request: its keys and values are kept, its output is returned."""
         queries, keys_values = self._layer.queries_keys_values(
             self._inputs(ids_R, hidden_RD), self._rotary.at(positions_R)
         )
         self._cache.append(0, first_R + positions_R, keys_values)
-        segment = block_segment(slots, positions_R, 1, self._dtype)
         return self._layer.finish(hidden_RD, attend(queries, self._cache, 0, (segment,)))
 
     def _inputs(self, ids_N: Tensor, hidden_ND: Tensor) -> Tensor:

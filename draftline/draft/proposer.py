@@ -21,9 +21,10 @@ class Proposal:
         token_ids_RB: Drafted target ids.
         columns_RB: The same as draft-vocabulary columns.
         confidence_RB: Confidence logits (raw), or ``None`` without a head.
-        law_RBW: The laws they were drawn from; ``None`` when all are greedy.
+        law_RBW: The laws they were drawn from; ``None`` when all are greedy or certain.
         lengths_R: How many of each block are drafts at all, ``None`` for whole
             blocks; what follows is padding and is never verified.
+        is_certain: Every draft's law is 1 at the draft, at any temperature: nothing was drawn.
     """
 
     token_ids_RB: Tensor
@@ -31,6 +32,7 @@ class Proposal:
     confidence_RB: Tensor | None
     law_RBW: Tensor | None
     lengths_R: tuple[int, ...] | None = None
+    is_certain: bool = False
 
 
 @dataclass(frozen=True)

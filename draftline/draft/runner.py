@@ -137,7 +137,7 @@ class DraftRunner:
         x = self._mask_embedding.expand(len(slots), block, -1).clone()
         x[:, 0] = self._vocabulary.embed(torch.tensor(anchor_ids, device=device))
         x = x.view(len(slots) * block, -1)
-        segment = block_segment(slots, start, block, self.dtype)
+        segment = block_segment(slots, start, max(starts) + block, block, self.dtype)
         rotary = self._rotary.at(positions)
         for i, layer in enumerate(self._layers):
             queries, keys_values = layer.queries_keys_values(layer.input_norm(x), rotary)
@@ -146,11 +146,18 @@ class DraftRunner:
         return self._norm(x).view(len(slots), block, -1)
 
 
-def block_segment(slots: Sequence[int], start_R: Tensor, block: int, dtype: torch.dtype) -> Segment:
-    """Every query of a block sees its context and its whole block: positions below start + block."""
+def block_segment(slots: Sequence[int], start_R: Tensor, length: int, block: int, dtype: torch.dtype) -> Segment:
+    """Every query of a block sees its context and its whole block: positions below start + block.
+
+    Args:
+        slots: Of the requests, ascending.
+        start_R: First position of each block.
+        length: The largest of them and a block; given, because reading it from the tensor would wait for the device.
+        block: Queries of a request.
+        dtype: Of the mask.
+    """
     first = slots[0]
     num_slots = slots[-1] + 1 - first
-    length = int(start_R.max()) + block
     row = torch.tensor(slots, device=start_R.device) - first
     visible = torch.ones(num_slots, dtype=torch.long, device=start_R.device)
     visible[row] = start_R + block

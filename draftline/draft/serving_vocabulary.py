@@ -80,7 +80,9 @@ class Picker:
 
     def __init__(self, temperatures: Sequence[float], uniforms_RB: Tensor | None, device: torch.device | str) -> None:
         self._temperature_R = torch.tensor(temperatures, device=device)
-        self._uniforms_RB = uniforms_RB if any(t > 0 for t in temperatures) else None
+        self._uniforms_RB: Tensor | None = None
+        if uniforms_RB is not None and any(t > 0 for t in temperatures):
+            self._uniforms_RB = uniforms_RB.to(device)
         self._laws: list[Tensor] = []
 
     def pick(self, logits_RW: Tensor, step: int) -> Tensor:

@@ -88,8 +88,9 @@ class StandaloneDraft:
         uniforms_RB: Tensor | None,
     ) -> Proposal:
         """See :meth:`draftline.draft.proposer.Proposer.propose`."""
-        temperature = torch.tensor(temperatures)
+        temperature = torch.tensor(temperatures, device=self._model.device)
         is_sampled = any(t > 0 for t in temperatures)
+        uniforms_RB = uniforms_RB.to(self._model.device) if uniforms_RB is not None else None
         columns, ids, laws = [], [], []
         chunks = []
         for slot, anchor, start in zip(slots, anchor_ids, starts, strict=True):
@@ -116,7 +117,7 @@ class StandaloneDraft:
         """Logits after each chunk's last token, ``[R, W]``; the chunks' keys and values are kept."""
         batch = build_batch(chunks, self._cache.num_positions, self._model.dtype, self._model.device)
         hidden = self._model.forward(batch, self._cache).hidden_ND
-        last = torch.tensor([len(c.token_ids) for c in chunks]).cumsum(0) - 1
+        last = torch.tensor([len(c.token_ids) for c in chunks], device=hidden.device).cumsum(0) - 1
         return self._model.logits(hidden[last]) if self._head is None else self._head(hidden[last])
 
     def _note_drafted(

@@ -13,6 +13,7 @@ import torch
 from draftline.calibration.survival import Calibration
 from draftline.draft.checkpoint import DraftModel, load_folder
 from draftline.draft.dialects.model import EMBEDDING, LM_HEAD, draft_columns
+from draftline.draft.prompt_lookup import PromptLookup
 from draftline.engine.engine import Engine, EngineLimits, check_fits
 from draftline.engine.requests import EngineRequest, TokenEvent
 from draftline.errors import FormatError, TargetError
@@ -57,14 +58,23 @@ def build_engine(
     draft_dir: Path | None,
     calibration_file: Path | None,
 ) -> Engine:
-    """The engine that a serving spec describes; plain decoding without a draft.
+    """The engine that a serving spec describes; plain decoding where nothing drafts.
+
+    Args:
+        target: The model.
+        serving: What is wanted.
+        draft_dir: A trained draft; read only where the spec's proposer is ``draft``.
+        calibration_file: Of that draft.
 
     Raises:
         FormatError: the draft or the calibration is damaged, or they do not belong together.
         TargetError: the draft was made for another target.
     """
+    if serving.proposer != "draft":
+        draft_dir = calibration_file = None
     calibration = Calibration.from_json(calibration_file.read_text()) if calibration_file is not None else None
-    policy = policy_from_spec(serving) if draft_dir is not None else OffPolicy()
+    has_proposer = draft_dir is not None or serving.proposer == "prompt_lookup"
+    policy = policy_from_spec(serving) if has_proposer else OffPolicy()
     limits = EngineLimits(serving.max_requests, min(serving.max_context, target.max_context))
     engine = Engine(target, limits, policy, calibration=calibration)
     if draft_dir is not None:
@@ -72,6 +82,8 @@ def build_engine(
         if calibration is not None:
             check_calibration(calibration, draft)
         engine.swap_draft(draft)
+    elif serving.proposer == "prompt_lookup":
+        engine.swap_proposer(PromptLookup)
     if policy.is_adaptive:
         find_costs(engine, calibration)
     return engine

@@ -17,16 +17,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from draftline.calibration.profile import EngineSize, draft_facts, machine_facts, profile_draft, profile_verify
 from draftline.calibration.survival import Calibration
-from draftline.decoding.verify import SamplingLaw, law_of, num_matching, verify_sampled
 from draftline.draft.checkpoint import DraftModel
 from draftline.draft.config import DraftConfig
 from draftline.draft.proposer import EngineRoom, ProcessedTokens, Proposal, Proposer, ProposerFactory
 from draftline.draft.serve import new_proposer
 from draftline.engine.requests import (
+    MAX_TOP_LOGPROBS,
     EngineLoad,
     EngineRequest,
     FinishReason,
@@ -35,7 +34,8 @@ from draftline.engine.requests import (
     StepReport,
     TokenEvent,
 )
-from draftline.engine.slots import RunningRequest, SlotTable
+from draftline.engine.slots import RunningRequest, SlotTable, WaitingRequest
+from draftline.engine.verification import Deciding, Verdict, verify_step
 from draftline.errors import InputError, TargetError
 from draftline.scheduling.costs import CostTable
 from draftline.scheduling.policies import LengthPolicy, OffPolicy
@@ -43,6 +43,9 @@ from draftline.scheduling.scheduler import Scheduler, Segments, StepShape
 from draftline.target.batch import Chunk, StepBatch, build_batch
 from draftline.target.lean import ModelConfig, TargetOutput
 from draftline.target.load import Target
+
+READ_AGAIN_TOKENS = 4
+"""Tokens that are worth processing again for each token that may still be generated, when the draft is exchanged."""
 
 MAX_BLOCK_SIZE = 64
 """Positions beyond the context that a block may be written to."""
@@ -80,6 +83,25 @@ class StepTrace:
     num_accepted: int
 
 
+@dataclass(frozen=True)
+class _Drafts:
+    """What one step drafts.
+
+    Attributes:
+        proposal: The blocks; ``None`` without any.
+        row_by_slot: Row of each request's block.
+        ids_by_slot: What is verified of each; empty lists included.
+    """
+
+    proposal: Proposal | None
+    row_by_slot: dict[int, int]
+    ids_by_slot: dict[int, list[int]]
+
+    def ids(self, slot: int) -> list[int]:
+        """Drafts that a slot verifies."""
+        return self.ids_by_slot.get(slot, [])
+
+
 class Engine:
     """Decodes many requests together, speculatively when it has a draft.
 
@@ -113,7 +135,7 @@ class Engine:
         self._num_positions = limits.max_context + MAX_BLOCK_SIZE
         self._cache = self._model.new_cache(limits.num_slots, self._num_positions)
         self._slots = SlotTable(limits.num_slots)
-        self._waiting: deque[EngineRequest] = deque()
+        self._waiting: deque[WaitingRequest] = deque()
         self._cancelled: set[str] = set()
         self._proposer: Proposer | None = None
         self._make_proposer: ProposerFactory | None = None
@@ -220,12 +242,12 @@ class Engine:
         if bad:
             raise InputError("the prompt has a token outside the vocabulary", got=bad[0])
         _check_law(sampling)
-        self._waiting.append(request)
+        self._waiting.append(WaitingRequest.of(request))
 
     def cancel(self, request_id: str) -> None:
         """Stop a request at the next step; unknown ids are ignored."""
-        running = (r.request.request_id for r in self._slots.running)
-        if request_id in running or any(r.request_id == request_id for r in self._waiting):
+        requests = [r.request for r in self._slots.running] + [r.request for r in self._waiting]
+        if any(request.request_id == request_id for request in requests):
             self._cancelled.add(request_id)
 
     @property
@@ -256,8 +278,10 @@ class Engine:
     def swap_proposer(self, make: ProposerFactory | None, *, facts: dict[str, str] | None = None) -> None:
         """Draft by other means from now on, or not at all; call between steps.
 
-        Requests in flight go on without speculation (what the old proposer
-        knew of them is lost); the output law does not change.
+        The output law does not change. Requests in flight regain speculation:
+        a proposer that reads only text learns theirs at once; for one that
+        reads taps, prompts being processed start again, and the text of
+        decoding requests is processed again where enough is still to come.
 
         Args:
             make: Makes the proposer.
@@ -278,7 +302,43 @@ class Engine:
         for request in self._slots.running:
             request.has_draft_context = False
             request.row = self._scheduler.admit()
+        if proposer is None:
+            return
+        if not proposer.tap_ids:
+            self._tell_texts(proposer)
+            return
         self._slots.forget()
+        for request in self._slots.running:
+            if request.is_prefilling:
+                request.process_again()
+
+    def _tell_texts(self, proposer: Proposer) -> None:
+        """Let a proposer without taps learn all that the slots hold."""
+        texts = [self._slots.content(slot) for slot in range(self._limits.num_slots)]
+        for request in self._slots.running:
+            texts[request.slot] = request.text(0, request.num_processed)
+            request.has_draft_context = True
+        for slot, text in enumerate(texts):
+            if text:
+                positions = torch.arange(len(text), device=self._model.device)
+                taps = torch.empty(len(text), 0, self._target.config.hidden_size, device=self._model.device)
+                ids = torch.tensor(text, device=self._model.device)
+                proposer.append(ProcessedTokens(ids, positions, slot * self._num_positions + positions, taps))
+
+    def _process_again(self) -> None:
+        """Choose a request to be read again for a new draft: one at a time, and only while no prompt is waiting.
+
+        It gives up a few decode steps for that, as others do for its prompt; so it must have enough to come.
+        """
+        running = self._slots.running
+        if self._proposer is None or not self.policy.wants_draft or any(r.is_prefilling for r in running):
+            return
+        for request in running:
+            enough = request.num_left * READ_AGAIN_TOKENS >= request.num_processed
+            if not request.has_draft_context and enough and request.num_left > self._proposer.block_size:
+                self._slots.forget_slot(request.slot)
+                request.process_again()
+                return
 
     def _renew_scheduler(self, block_size: int) -> None:
         """What was learned speaks of the old draft; what the target costs stays."""
@@ -296,6 +356,7 @@ class Engine:
         started_s = time.perf_counter()
         events = self._drop_cancelled()
         self._admit()
+        self._process_again()
         running = self._slots.running
         if not running:
             return events
@@ -303,49 +364,34 @@ class Engine:
         took = Segments()
         proposal, drafting = self._propose(running, decoding, took)
         lengths = self._choose_lengths(proposal, drafting, decoding)
-        drafted = self._drafted_ids(proposal, drafting, lengths)
-        chunks, ready = self._chunks(running, drafted)
+        drafts = self._drafts(proposal, drafting, lengths)
+        chunks, ready = self._chunks(running, drafts)
         batch = build_batch([c for _, c in chunks], self._num_positions, self._model.dtype, self._model.device)
         taps = self._proposer.tap_ids if self._proposer is not None else ()
         forward_s = time.perf_counter()
         output = self._model.forward(batch, self._cache, taps)
-        logits, first_row = self._logits(output, chunks, ready)
-        likeliest, log_normaliser = self._model.score(logits)
-        best = likeliest.tolist()
+        verdicts = self._verify(output, chunks, ready, drafts)
         took.verify_ms = 1000 * (time.perf_counter() - forward_s)
-        laws = self._laws(logits, chunks, first_row, drafted)
-        proposal_row = {r.slot: row for row, r in enumerate(drafting)}
         accepted_M = np.zeros(len(drafting), dtype=np.int64)
+        for slot, row in drafts.row_by_slot.items():
+            accepted_M[row] = verdicts[slot].num_accepted
         offset = 0
-        kept: list[Tensor] = []
-        finished: list[tuple[RunningRequest, FinishReason]] = []
+        kept: list[int] = []
+        finished: list[RunningRequest] = []
         for request, chunk in chunks:
-            size = len(chunk.token_ids)
-            valid = size
-            if request.slot in ready:
-                first = first_row[request.slot]
-                rows = slice(first, first + len(drafted[request.slot]) + 1)
-                row = proposal_row.get(request.slot)
-                new_ids, num_accepted = self._verify(
-                    request, laws.get(request.slot), best[rows], drafted[request.slot], proposal, row
-                )
-                if not request.is_prefilling:
-                    valid = 1 + num_accepted
-                    if row is not None:
-                        accepted_M[row] = num_accepted
-                emitted, reason = self._until_the_end(request, new_ids)
-                if not request.is_prefilling:
-                    request.stats.record(len(drafted[request.slot]), num_accepted, len(emitted))
-                event = self._event(request, emitted, reason, logits[rows], log_normaliser[rows])
+            valid = len(chunk.token_ids)
+            verdict = verdicts.get(request.slot)
+            if verdict is not None:
+                event, valid = self._take(request, verdict, drafts, valid)
                 events.append(event)
-                if reason is not None:
-                    finished.append((request, reason))
-            kept.append(torch.arange(offset, offset + valid))
+                if event.finish_reason is not None:
+                    finished.append(request)
+            kept.extend(range(offset, offset + valid))
             self._slots.extend(request.slot, request.num_processed, chunk.token_ids[:valid])
             request.num_processed += valid
-            offset += size
-        self._append_features(output, batch, torch.cat(kept))
-        for request, _ in finished:
+            offset += len(chunk.token_ids)
+        self._append_features(output, batch, kept)
+        for request in finished:
             self._release(request)
         took.other_ms = 1000 * (time.perf_counter() - started_s) - took.draft_ms - took.verify_ms
         self._learn(np.array(lengths, dtype=np.int64), accepted_M, took, offset)
@@ -375,21 +421,26 @@ class Engine:
         )
 
     def _admit(self) -> None:
-        later: list[EngineRequest] = []
-        while self._waiting and self._slots.has_room:
-            request = self._waiting.popleft()
-            source, length = self._slots.best_prefix(request.prompt_ids)
-            if self._slots.is_worth_waiting(request.prompt_ids, length):
-                later.append(request)
+        later: list[WaitingRequest] = []
+        slots = self._slots
+        while self._waiting and slots.has_room:
+            waiting = self._waiting.popleft()
+            if slots.is_held(waiting):
+                later.append(waiting)
                 continue
-            slot = len(self._slots.running)
+            source, length = slots.best_prefix(waiting)
+            if slots.is_worth_waiting(waiting, length):
+                later.append(waiting)
+                continue
+            slot, request = len(slots.running), waiting.request
             if length and source != slot:
                 self._cache.move(source, slot, length)
                 if self._proposer is not None:
                     self._proposer.move(source, slot, length)
             seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(63)
             row = self._scheduler.admit()
-            self._slots.admit(RunningRequest(request, slot, length, np.random.default_rng(seed), row=row))
+            random = np.random.default_rng(seed)
+            slots.admit(RunningRequest(request, slot, length, random, row=row, blocks=waiting.blocks))
         self._waiting.extendleft(reversed(later))
 
     def _propose(
@@ -427,7 +478,7 @@ class Engine:
         prefilling = len(running) - len(decoding)
         tokens = 0
         if prefilling:
-            left = sum(len(r.request.prompt_ids) - r.num_processed for r in running if r.is_prefilling)
+            left = sum(r.num_known - r.num_processed for r in running if r.is_prefilling)
             tokens = min(left, self._limits.prefill_tokens)
         context = sum(r.num_processed for r in decoding) / len(decoding) if decoding else None
         return StepShape(len(decoding), tokens, prefilling, context)
@@ -453,16 +504,18 @@ class Engine:
         return lengths
 
     @staticmethod
-    def _drafted_ids(
-        proposal: Proposal | None, drafting: Sequence[RunningRequest], lengths: Sequence[int]
-    ) -> dict[int, list[int]]:
+    def _drafts(proposal: Proposal | None, drafting: Sequence[RunningRequest], lengths: Sequence[int]) -> _Drafts:
         if proposal is None:
-            return {}
+            return _Drafts(None, {}, {})
         ids = proposal.token_ids_RB.tolist()
-        return {r.slot: ids[row][: lengths[row]] for row, r in enumerate(drafting)}
+        return _Drafts(
+            proposal,
+            {r.slot: row for row, r in enumerate(drafting)},
+            {r.slot: ids[row][: lengths[row]] for row, r in enumerate(drafting)},
+        )
 
     def _chunks(
-        self, running: Sequence[RunningRequest], drafted: dict[int, list[int]]
+        self, running: Sequence[RunningRequest], drafts: _Drafts
     ) -> tuple[list[tuple[RunningRequest, Chunk]], set[int]]:
         """The step's chunks in slot order, and the slots whose next token comes out of it."""
         budget = self._limits.prefill_tokens
@@ -473,84 +526,76 @@ class Engine:
             if request.is_prefilling:
                 if budget <= 0:
                     continue
-                ids: Sequence[int] = request.request.prompt_ids[start : start + budget]
+                ids = request.text(start, min(start + budget, request.num_known))
                 budget -= len(ids)
-                if start + len(ids) == len(request.request.prompt_ids):
+                # Text that is processed again has its next token already.
+                if start + len(ids) == request.num_known and not request.output_ids:
                     ready.add(request.slot)
             else:
-                ids = [request.output_ids[-1], *drafted.get(request.slot, [])]
+                ids = [request.output_ids[-1], *drafts.ids(request.slot)]
                 ready.add(request.slot)
-            drafted.setdefault(request.slot, [])
             chunks.append((request, Chunk(request.slot, start, ids)))
         return chunks, ready
 
-    def _logits(
-        self, output: TargetOutput, chunks: Sequence[tuple[RunningRequest, Chunk]], ready: set[int]
-    ) -> tuple[Tensor, dict[int, int]]:
-        """Logits of the rows that decide something, and each slot's first row."""
-        wanted: list[int] = []
-        first_row: dict[int, int] = {}
-        offset = 0
-        for request, chunk in chunks:
-            size = len(chunk.token_ids)
-            if request.slot in ready:
-                first_row[request.slot] = len(wanted)
-                wanted.extend([offset + size - 1] if request.is_prefilling else range(offset, offset + size))
-            offset += size
-        if not wanted:
-            return output.hidden_ND.new_empty(0, self._target.vocab_size), first_row
-        hidden = output.hidden_ND if len(wanted) == offset else output.hidden_ND[torch.tensor(wanted)]
-        return self._model.logits(hidden), first_row
-
-    @staticmethod
-    def _laws(
-        logits: Tensor,
-        chunks: Sequence[tuple[RunningRequest, Chunk]],
-        first_row: dict[int, int],
-        drafted: dict[int, list[int]],
-    ) -> dict[int, Tensor]:
-        """The target's law on the rows of every sampled request, by slot; equal settings are computed together."""
-        groups: dict[SamplingLaw, list[int]] = {}
-        for request, _ in chunks:
-            sampling = request.request.sampling
-            if request.slot in first_row and sampling.temperature > 0:
-                law = SamplingLaw(sampling.temperature, sampling.top_p, sampling.top_k)
-                groups.setdefault(law, []).append(request.slot)
-        laws: dict[int, Tensor] = {}
-        for law, slots in groups.items():
-            sizes = [len(drafted[slot]) + 1 for slot in slots]
-            rows = [
-                row for slot, n in zip(slots, sizes, strict=True) for row in range(first_row[slot], first_row[slot] + n)
-            ]
-            laws.update(zip(slots, law_of(logits[torch.tensor(rows)], law).split(sizes), strict=True))
-        return laws
-
     def _verify(
         self,
-        request: RunningRequest,
-        law: Tensor | None,
-        best: list[int],
-        drafted: list[int],
-        proposal: Proposal | None,
-        row: int | None,
-    ) -> tuple[list[int], int]:
-        """New tokens of one request, and how many drafts were accepted."""
-        if law is None:
-            accepted = num_matching(best, drafted)
-            following = best[accepted]
-        else:
-            uniforms = torch.from_numpy(request.random.random(len(drafted) + 1))
-            if proposal is not None and row is not None and proposal.law_RBW is not None:
-                columns, draft_law = proposal.columns_RB[row].tolist(), proposal.law_RBW[row]
-            else:
-                columns, draft_law = [], law[:0]
-            mapping = self._proposer.draft_to_target if self._proposer is not None else None
-            accepted, following = verify_sampled(law, draft_law, drafted, columns, mapping, uniforms)
-        if self.traces is not None and proposal is not None and row is not None:
-            head = proposal.confidence_RB
-            confidence = tuple(head[row].tolist()) if head is not None else ()
-            self.traces.append(StepTrace(request.request.request_id, confidence, len(drafted), accepted))
-        return [*drafted[:accepted], following], accepted
+        output: TargetOutput,
+        chunks: Sequence[tuple[RunningRequest, Chunk]],
+        ready: set[int],
+        drafts: _Drafts,
+    ) -> dict[int, Verdict]:
+        """What the step decides, by slot."""
+        wanted: list[int] = []
+        deciding: dict[int, Deciding] = {}
+        offset = 0
+        for request, chunk in chunks:
+            offset += len(chunk.token_ids)
+            if request.slot in ready:
+                ids = drafts.ids(request.slot)
+                wanted.extend(range(offset - len(ids) - 1, offset))
+                row = drafts.row_by_slot.get(request.slot)
+                deciding[request.slot] = Deciding(request.request.sampling, request.random, ids, row)
+        if not wanted:
+            return {}
+        hidden = output.hidden_ND
+        if len(wanted) < offset:
+            hidden = hidden[torch.tensor(wanted, device=hidden.device)]
+        mapping = self._proposer.draft_to_target if self._proposer is not None else None
+        logits, requests = self._model.logits(hidden), list(deciding.values())
+        found = verify_step(logits, requests, drafts.proposal, mapping, self._model.score)
+        verdicts = dict(zip(deciding, found, strict=True))
+        if self.traces is not None and drafts.proposal is not None:
+            self._trace(self.traces, drafts, verdicts)
+        return verdicts
+
+    def _trace(self, traces: list[StepTrace], drafts: _Drafts, verdicts: dict[int, Verdict]) -> None:
+        assert drafts.proposal is not None
+        head = drafts.proposal.confidence_RB
+        confidences = head.tolist() if head is not None else [()] * len(drafts.row_by_slot)
+        for slot, row in drafts.row_by_slot.items():
+            request_id = self._slots.running[slot].request.request_id
+            accepted = verdicts[slot].num_accepted
+            traces.append(StepTrace(request_id, tuple(confidences[row]), len(drafts.ids(slot)), accepted))
+
+    def _take(
+        self, request: RunningRequest, verdict: Verdict, drafts: _Drafts, num_tokens: int
+    ) -> tuple[TokenEvent, int]:
+        """Give a request its new tokens; returns its event and how many of the step's tokens stay."""
+        is_first = request.is_prefilling
+        emitted, reason = self._until_the_end(request, verdict.token_ids)
+        if not is_first:
+            num_tokens = 1 + verdict.num_accepted
+            request.stats.record(len(drafts.ids(request.slot)), verdict.num_accepted, len(emitted))
+        count = len(emitted)
+        event = TokenEvent(
+            request.request.request_id,
+            tuple(emitted),
+            tuple(verdict.logprobs[:count]),
+            reason,
+            replace(request.stats, accepted_histogram=list(request.stats.accepted_histogram)),
+            tuple(verdict.top_logprobs[:count]),
+        )
+        return event, num_tokens
 
     def _until_the_end(self, request: RunningRequest, new_ids: list[int]) -> tuple[list[int], FinishReason | None]:
         """New tokens up to the one that ends the answer, appended to it, and why it ended, if it did."""
@@ -572,24 +617,13 @@ class Engine:
         request.output_ids.extend(emitted)
         return emitted, reason
 
-    @staticmethod
-    def _event(
-        request: RunningRequest,
-        emitted: list[int],
-        reason: FinishReason | None,
-        logits: Tensor,
-        log_normaliser: Tensor,
-    ) -> TokenEvent:
-        chosen = logits[torch.arange(len(emitted)), torch.tensor(emitted)].float() - log_normaliser[: len(emitted)]
-        stats = replace(request.stats, accepted_histogram=list(request.stats.accepted_histogram))
-        return TokenEvent(request.request.request_id, tuple(emitted), tuple(chosen.tolist()), reason, stats)
-
-    def _append_features(self, output: TargetOutput, batch: StepBatch, kept: Tensor) -> None:
+    def _append_features(self, output: TargetOutput, batch: StepBatch, kept: Sequence[int]) -> None:
         if self._proposer is None:
             return
         ids, positions, index, taps = batch.token_ids_N, batch.positions_N, batch.cache_index_N, output.taps_NLD
         if len(kept) < len(positions):
-            ids, positions, index, taps = ids[kept], positions[kept], index[kept], taps[kept]
+            rows = torch.tensor(kept, device=positions.device)
+            ids, positions, index, taps = ids[rows], positions[rows], index[rows], taps[rows]
         self._proposer.append(ProcessedTokens(ids, positions, index, taps))
 
     # -- leaving ------------------------------------------------------------------------------------------------
@@ -601,9 +635,11 @@ class Engine:
         for request in [r for r in self._slots.running if r.request.request_id in self._cancelled]:
             self._release(request)
             events.append(TokenEvent(request.request.request_id, (), (), "cancelled", request.stats))
-        for waiting in [r for r in self._waiting if r.request_id in self._cancelled]:
-            self._waiting.remove(waiting)
-            events.append(TokenEvent(waiting.request_id, (), (), "cancelled", SpeculationStats()))
+        kept = deque(r for r in self._waiting if r.request.request_id not in self._cancelled)
+        for waiting in self._waiting if len(kept) < len(self._waiting) else ():
+            if waiting.request.request_id in self._cancelled:
+                events.append(TokenEvent(waiting.request.request_id, (), (), "cancelled", SpeculationStats()))
+        self._waiting = kept
         self._cancelled.clear()
         return events
 
@@ -623,6 +659,7 @@ def _check_law(sampling: SamplingParams) -> None:
         "top_p": (0 < sampling.top_p <= 1, "above 0, at most 1"),
         "top_k": (sampling.top_k >= 0, "at least 0"),
         "seed": (sampling.seed is None or sampling.seed >= 0, "at least 0"),
+        "num_top_logprobs": (0 <= sampling.num_top_logprobs <= MAX_TOP_LOGPROBS, f"0 to {MAX_TOP_LOGPROBS}"),
     }
     for name, (is_possible, expected) in ranges.items():
         if not is_possible:

@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+TopLogprobs = tuple[tuple[int, float], ...]
+"""Token ids and their log-probabilities, likeliest first."""
+
+MAX_TOP_LOGPROBS = 20
+"""Alternatives that may be asked for, as at OpenAI."""
+
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
@@ -21,6 +27,8 @@ class SamplingParams:
         stop_token_ids: Ending tokens besides the target's own.
         ignore_eos: Do not stop at the target's end tokens.
         min_tokens: End tokens before this many tokens do not end the request.
+        has_logprobs: Report the target's log-probability of each token.
+        num_top_logprobs: Likeliest tokens to report beside each chosen one, with ``has_logprobs``.
     """
 
     max_tokens: int
@@ -31,6 +39,8 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     min_tokens: int = 0
+    has_logprobs: bool = False
+    num_top_logprobs: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,9 +124,11 @@ class TokenEvent:
         request_id: Whose.
         token_ids: New tokens, in order; may be empty in a finishing event. An
             end token is included as the last.
-        logprobs: The target's log-probability of each (temperature 1, no truncation).
+        logprobs: The target's log-probability of each (temperature 1, no truncation); empty where not asked for.
         finish_reason: Set on the last event of a request.
         stats: The request's counters so far (a copy).
+        top_logprobs: Per token the likeliest token ids at its place with their log-probabilities, likeliest first;
+            empty where the request asked for none.
     """
 
     request_id: str
@@ -124,6 +136,7 @@ class TokenEvent:
     logprobs: tuple[float, ...]
     finish_reason: FinishReason | None
     stats: SpeculationStats
+    top_logprobs: tuple[TopLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -497,6 +497,10 @@ class ServingSpec(Part):
             old).
         threshold: Cumulative survival below which ``threshold`` stops.
         fixed_length: Drafts that ``fixed`` verifies, whole blocks when null.
+        proposer: Who drafts: ``draft`` (the trained draft, if one is given), ``prompt_lookup`` (what the text
+            itself continued with before; needs no training), ``none``.
+        target_forward: What runs the target: ``lean`` (the built-in forward of some families), ``transformers``
+            (that library's own, of any family with plain attention), ``auto`` (lean where it knows the family).
         min_replicas: Lower bound of the autoscaler.
         max_replicas: Upper bound of the autoscaler.
         ui: Serve a chat page with live figures at ``/ui``.
@@ -509,6 +513,8 @@ class ServingSpec(Part):
     policy: Literal["off", "fixed", "threshold", "sync", "async"] = "threshold"
     threshold: Fraction = 0.1
     fixed_length: PositiveInt | None = None
+    proposer: Literal["draft", "prompt_lookup", "none"] = "draft"
+    target_forward: Literal["auto", "lean", "transformers"] = "auto"
     min_replicas: PositiveInt = 1
     max_replicas: PositiveInt = 1
     ui: bool = True

@@ -11,14 +11,10 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from draftline.decoding.verify import (
-    SamplingLaw,
-    draw,
-    law_of,
-    num_matching,
-    residual_law,
-    verify_sampled,
-)
+from draftline.decoding.verify import DraftedBlocks, DraftLaws, SamplingLaw, draw, law_of, verify_greedy
+from draftline.decoding.verify import verify_sampled as verify_all
+from tests.decoding import plain
+from tests.decoding.plain import residual_law
 
 V = 5
 VOCAB = torch.tensor([0, 2, 3])
@@ -27,6 +23,17 @@ NUM_TRIALS = 3000
 ALARM = 1e-3
 
 Verifier = Callable[[Tensor, Tensor, list[int], list[int], Tensor | None, Tensor], tuple[int, int]]
+
+
+def verify_sampled(
+    target_law: Tensor, draft_law: Tensor, ids: list[int], columns: list[int], vocab: Tensor | None, uniforms: Tensor
+) -> tuple[int, int]:
+    """One request, through the verification of many."""
+    count = len(ids)
+    blocks = DraftedBlocks(torch.tensor([0]), torch.tensor([ids]), torch.tensor([count]))
+    draft = DraftLaws(torch.tensor([0]), torch.tensor([columns]), draft_law[None], vocab)
+    accepted, following = verify_all(target_law, blocks, draft, uniforms[None, :count], uniforms[count:])
+    return int(accepted), int(following)
 
 
 def laws(rows: int, size: int, seed: int, spread: float = 0.5) -> Tensor:
@@ -149,16 +156,74 @@ def test_wrong_verifiers_are_noticed(verify: Verifier) -> None:
     assert p_value(verify, seed=11) < 1e-9
 
 
-def test_residual_of_equal_laws_falls_back_to_the_target() -> None:
-    law = laws(1, V, 4)[0]
-    assert torch.equal(residual_law(law, law, None), law)
+@pytest.mark.parametrize("last", [0.0, 0.5, 0.999])
+def test_a_draft_stands_that_only_rounding_rejected(last: float) -> None:
+    """Nothing is left of the law after the subtraction; with u = 1, which rounding may give, the draft is rejected."""
+    law = laws(2, V, 4)
+    assert verify_sampled(law, law[:1], [3], [3], None, torch.tensor([1.0, last], dtype=torch.float64)) == (0, 3)
 
 
 @pytest.mark.parametrize(
     ("drafted", "expected"), [([], 0), ([4], 0), ([1], 1), ([1, 2, 3], 3), ([1, 9, 3], 1), ([9, 2, 3], 0)]
 )
-def test_num_matching(drafted: list[int], expected: int) -> None:
-    assert num_matching([1, 2, 3, 4], drafted) == expected
+def test_greedy_keeps_the_drafts_that_are_the_likeliest(drafted: list[int], expected: int) -> None:
+    best = torch.tensor([1, 2, 3, 4])
+    padded = [*drafted, *[2] * (3 - len(drafted))]
+    blocks = DraftedBlocks(torch.tensor([0]), torch.tensor([padded]), torch.tensor([len(drafted)]))
+    accepted, following = verify_greedy(best, blocks)
+    assert (int(accepted), int(following)) == (expected, expected + 1)
+
+
+@pytest.mark.parametrize("kind", ["whole", "pruned", "certain"])
+def test_all_requests_at_once_decide_as_one_by_one(kind: str) -> None:
+    """Ragged blocks, blocks without drafts, and requests in another order than their drafts' rows."""
+    random = np.random.default_rng(12)
+    accepted_counts = set()
+    for seed in range(60):
+        counts = random.integers(0, 5, size=7).tolist()
+        target = laws(sum(counts) + 7, V, seed)
+        vocab = VOCAB if kind == "pruned" else None
+        width = len(VOCAB) if kind == "pruned" else V
+        rows = random.permutation(7)
+        draft_law = laws(7 * 4, width, seed + 100, spread=1.0).view(7, 4, width)
+        columns = torch.from_numpy(random.integers(0, width, size=(7, 4)))
+        if kind == "certain":
+            draft_law = torch.nn.functional.one_hot(columns, V).float()
+        ids = columns if vocab is None else vocab[columns]
+        uniforms = torch.from_numpy(random.random((7, 5)))
+        first = np.cumsum([0, *(n + 1 for n in counts)])[:-1]
+        blocks = DraftedBlocks(torch.from_numpy(first), ids[rows], torch.tensor(counts))
+        laws_of_drafts = DraftLaws(torch.from_numpy(rows), columns, None if kind == "certain" else draft_law, vocab)
+        accepted, following = verify_all(target, blocks, laws_of_drafts, uniforms[:, :4], uniforms[:, 4])
+        for place, count in enumerate(counts):
+            row = rows[place]
+            expected = plain.verify_sampled(
+                target[first[place] : first[place] + count + 1],
+                draft_law[row],
+                ids[row, :count].tolist(),
+                columns[row, :count].tolist(),
+                vocab,
+                uniforms[place, [*range(count), 4]],
+            )
+            assert (int(accepted[place]), int(following[place])) == expected
+            accepted_counts.add(expected[0])
+    assert len(accepted_counts) > 2
+
+
+def test_laws_of_rows_with_different_settings() -> None:
+    logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(9)).mul(2)
+    mixed = [
+        SamplingLaw(1.0),
+        SamplingLaw(0.7, 0.9),
+        SamplingLaw(1.3, top_k=5),
+        SamplingLaw(0.4, 0.5, 40),
+        SamplingLaw(1.0, 0.99, 1000),
+        SamplingLaw(2.0, top_k=1),
+    ]
+    expected = torch.cat([law_of(logits[row : row + 1], law) for row, law in enumerate(mixed)])
+    torch.testing.assert_close(law_of(logits, mixed), expected, atol=1e-7, rtol=1e-6)
+    assert ((law_of(logits, mixed) > 0) == (expected > 0)).all()
+    assert law_of(logits[:0], []).shape == (0, 300)
 
 
 def plain_law(logits: list[float], law: SamplingLaw) -> list[float]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from draftline.draft.checkpoint import DraftModel
 from draftline.engine.engine import Engine, EngineLimits
 from draftline.engine.requests import EngineRequest, SamplingParams, SpeculationStats, TokenEvent
+from draftline.engine.verification import Verdict
 from draftline.scheduling.policies import FixedPolicy, LengthPolicy
 from draftline.target.load import Target
 from tests.servers.tiny_target import grammar_pair
@@ -26,7 +27,7 @@ class Answer:
     def take(self, event: TokenEvent) -> None:
         """Add an event."""
         assert not self.reasons, "an event after the last"
-        assert len(event.token_ids) == len(event.logprobs)
+        assert len(event.logprobs) in (0, len(event.token_ids))
         self.token_ids += event.token_ids
         self.logprobs += event.logprobs
         self.stats = event.stats
@@ -102,8 +103,16 @@ def questions(target: Target, count: int, *, seed: int = 0) -> list[tuple[int, .
 
 def greedy(prompts: Sequence[tuple[int, ...]], max_tokens: int = 30, **sampling: object) -> list[EngineRequest]:
     """Greedy requests that run to their length."""
-    params = SamplingParams(max_tokens, temperature=0.0, ignore_eos=True)
+    params = SamplingParams(max_tokens, temperature=0.0, ignore_eos=True, has_logprobs=True)
     return [
         EngineRequest(f"r{number}", prompt, SamplingParams(**{**vars(params), **sampling}))  # type: ignore[arg-type]
         for number, prompt in enumerate(prompts)
     ]
+
+
+def one_too_many(verdict: Verdict, drafted: list[int]) -> Verdict:
+    """What a verification says that accepts the first wrong draft too."""
+    count = verdict.num_accepted + 1
+    if count > len(drafted):
+        return verdict
+    return replace(verdict, num_accepted=count, token_ids=[*drafted[:count], verdict.token_ids[-1]])

@@ -71,6 +71,20 @@ def test_the_calibration_moves_the_threshold(loaded_target: Target, draft_dir: P
     assert counts[0] != counts[1]
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_who_drafts_may_be_chosen(loaded_target: Target, draft_dir: Path, given: bool) -> None:
+    folder = draft_dir if given else None
+    drafted = {
+        proposer: num_drafted(
+            build_engine(loaded_target, serving(proposer=proposer), draft_dir=folder, calibration_file=None),
+            loaded_target,
+        )
+        for proposer in ("draft", "prompt_lookup", "none")
+    }
+    assert (drafted["draft"] > 0) == given
+    assert drafted["prompt_lookup"] > 0 == drafted["none"]
+
+
 def test_limits_come_from_spec_and_target(loaded_target: Target) -> None:
     engine = build_engine(loaded_target, serving(max_context=5000), draft_dir=None, calibration_file=None)
     engine.submit(EngineRequest("fits", (1,), SamplingParams(loaded_target.max_context - 1)))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
 from draftline.draft.checkpoint import DraftModel
+from draftline.draft.prompt_lookup import PromptLookup
+from draftline.engine.engine import READ_AGAIN_TOKENS, Engine
 from draftline.engine.requests import EngineRequest, SamplingParams
 from draftline.scheduling.policies import FixedPolicy, LengthPolicy, OffPolicy, ThresholdPolicy
 from draftline.target.load import Target
 from tests.counted_forward import count_rows
 from tests.engine.runs import Answer, answer, check_dense, finish, gather, greedy, make_engine, questions
-from tests.servers.tiny_target import bigram_draft, random_draft, tiny_draft_config
+from tests.servers.tiny_target import bigram_draft, random_draft, tiny_draft_config, tiny_eagle3_config
 
 
 @pytest.fixture(scope="module")
@@ -116,13 +119,66 @@ def test_drafts_may_be_swapped_while_requests_run(
             gather(engine.step(), answers)
             check_dense(engine)
         engine.swap_draft(next_draft)
-        in_flight = {name: one.stats.num_draft_tokens for name, one in answers.items() if not one.reasons}
-        gather(engine.step(), answers)
-        gather(engine.step(), answers)
-        # Their context features belong to the old draft: these requests go on plainly.
-        assert in_flight == {name: answers[name].stats.num_draft_tokens for name in in_flight}
     finish(engine, answers)
     assert_equal(answers, plain)
+
+
+Exchange = Callable[[Engine], None]
+
+
+@pytest.mark.parametrize("prefill_tokens", [512, 7])
+@pytest.mark.parametrize("start", [1, 3, 9])
+def test_requests_in_flight_regain_speculation_whoever_drafts_next(
+    loaded_target: Target, draft: DraftModel, start: int, prefill_tokens: int
+) -> None:
+    """DSpark, Eagle3, prompt lookup, nothing and back, exchanged while prompts and answers are under way."""
+    requests = greedy(questions(loaded_target, 4), 60)
+    plain = {r.request_id: answer(make_engine(loaded_target), [r])[r.request_id] for r in requests}
+    eagle3 = random_draft(tiny_eagle3_config(loaded_target.config), 3)
+    exchanges: list[tuple[bool, Exchange]] = [
+        (True, lambda engine: engine.swap_draft(eagle3)),
+        (True, lambda engine: engine.swap_proposer(lambda room: PromptLookup(room, 4))),
+        (False, lambda engine: engine.swap_draft(None)),
+        (True, lambda engine: engine.swap_draft(draft)),
+        (True, lambda engine: engine.swap_draft(bigram_draft(loaded_target, seed=5, block_size=2))),
+    ]
+    for first in range(len(exchanges)):
+        engine = make_engine(loaded_target, draft, slots=3, prefill_tokens=prefill_tokens)
+        for request in requests:
+            engine.submit(request)
+        answers: dict[str, Answer] = {}
+        for _ in range(start):
+            gather(engine.step(), answers)
+        for drafts, exchange in exchanges[first : first + 2]:
+            exchange(engine)
+            before = drafted_tokens(engine)
+            for _ in range(6 if prefill_tokens > 100 else 2):
+                gather(engine.step(), answers)
+                check_dense(engine)
+            if prefill_tokens > 100 and start > 1:
+                grown = {name: count > before[name] for name, count in drafted_tokens(engine).items() if name in before}
+                assert grown and all(grown.values()) == drafts, "requests in flight do not draft again"
+        finish(engine, answers)
+        assert_equal(answers, plain)
+
+
+def drafted_tokens(engine: Engine) -> dict[str, int]:
+    return {r.request.request_id: r.stats.num_draft_tokens for r in engine._slots.running}
+
+
+def test_little_that_is_still_to_come_is_not_worth_reading_everything_again(
+    loaded_target: Target, draft: DraftModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = greedy([questions(loaded_target, 3)[2]], 12)[0]
+    assert len(request.prompt_ids) > READ_AGAIN_TOKENS * 8
+    engine = make_engine(loaded_target, draft, slots=2)
+    engine.submit(request)
+    answers = gather(engine.step())
+    gather(engine.step(), answers)
+    rows = count_rows(loaded_target, monkeypatch)
+    engine.swap_draft(draft)
+    finish(engine, answers)
+    assert set(rows) == {1}
 
 
 def test_a_prompt_with_a_known_beginning_takes_it_over(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from scipy.stats import chisquare
 
-from draftline.draft.prompt_lookup import PromptLookup, continuation
-from draftline.draft.proposer import EngineRoom, ProposerFactory
+from draftline.draft.prompt_lookup import PromptLookup
+from draftline.draft.proposer import EngineRoom, ProcessedTokens, ProposerFactory
 from draftline.draft.standalone import StandaloneDraft
 from draftline.engine.engine import MAX_BLOCK_SIZE, Engine, EngineLimits
 from draftline.engine.requests import EngineRequest, SamplingParams
@@ -26,8 +27,25 @@ from tests.servers.tiny_target import toy_target
 __all__ = ["expected", "target"]  # the law's fixtures
 
 
-def text(letters: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.array([ord(letter) for letter in letters], dtype=np.int64)
+def learn(lookup: PromptLookup, slot: int, letters: str, start: int = 0, room: int = 40) -> None:
+    positions = torch.arange(start, start + len(letters))
+    ids = torch.tensor([ord(letter) for letter in letters], dtype=torch.long)
+    lookup.append(ProcessedTokens(ids, positions, slot * room + positions, torch.empty(len(letters), 0, 1)))
+
+
+def look_up(lookup: PromptLookup, slot: int, anchor: str, start: int) -> str:
+    proposal = lookup.propose([slot], [ord(anchor)], [start], [0.0], None)
+    assert proposal.lengths_R is not None
+    return "".join(map(chr, proposal.token_ids_RB[0, : proposal.lengths_R[0]].tolist()))
+
+
+def plain_continuation(text: str, max_ngram: int, count: int) -> str:
+    """The definition: what followed the latest earlier place of the longest suffix that has one."""
+    for size in range(min(max_ngram, len(text) - 1), 0, -1):
+        place = text.rfind(text[-size:], 0, len(text) - 1)
+        if place >= 0:
+            return text[place + size : place + size + count]
+    return ""
 
 
 @pytest.mark.parametrize(
@@ -43,7 +61,36 @@ def text(letters: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     ],
 )
 def test_a_lookup_continues_as_the_text_did(so_far: str, count: int, found: str) -> None:
-    assert continuation(text(so_far), 3, count).tolist() == text(found).tolist()
+    lookup = PromptLookup(EngineRoom(1, 40), count)
+    learn(lookup, 0, so_far[:-1])
+    assert look_up(lookup, 0, so_far[-1], len(so_far) - 1) == found == plain_continuation(so_far, 3, count)
+
+
+def test_lookups_stay_those_of_the_text_while_slots_grow_move_and_are_used_again() -> None:
+    source = random.Random(4)
+    lookup, texts = PromptLookup(EngineRoom(4, 40), 4), [""] * 4
+    found = 0
+    for _ in range(3000):
+        slot = source.randrange(4)
+        if source.random() < 0.1:
+            other = source.randrange(4)
+            length = source.randrange(len(texts[slot]) + 1)
+            if other != slot:
+                lookup.move(slot, other, length)
+            texts[other] = texts[slot][:length]
+        room = 39 - len(texts[slot])
+        added = "".join(source.choice("abc") for _ in range(min(room, source.randrange(1, 6))))
+        learn(lookup, slot, added, len(texts[slot]))
+        texts[slot] += added
+        if source.random() < 0.5:
+            continue
+        anchor = source.choice("abc")
+        expected = plain_continuation(texts[slot] + anchor, 3, 4)
+        assert look_up(lookup, slot, anchor, len(texts[slot])) == expected
+        found += len(expected) == 4
+        if len(texts[slot]) > 34:
+            texts[slot] = texts[slot][: source.randrange(8)]
+    assert found > 300
 
 
 def speculate(target: Target, make: ProposerFactory, slots: int, prefill_tokens: int = 512) -> Engine:
@@ -64,7 +111,7 @@ def test_no_proposer_changes_a_token(loaded_target: Target, kind: str, slots: in
 
     def make(room: EngineRoom) -> PromptLookup | StandaloneDraft:
         if kind == "lookup":
-            return PromptLookup(room, loaded_target.vocab_size, 4)
+            return PromptLookup(room, 4)
         vocab = torch.arange(100, loaded_target.vocab_size) if kind == "pruned" else None
         return StandaloneDraft(model, loaded_target, room, 4, vocab)
 
@@ -98,7 +145,7 @@ def test_sampled_output_follows_the_targets_law(target: Target, expected: np.nda
 
     def make(room: EngineRoom) -> PromptLookup | StandaloneDraft:
         if kind == "lookup":
-            return PromptLookup(room, VOCAB, 2)
+            return PromptLookup(room, 2)
         return StandaloneDraft(other, target, room, 2, torch.tensor([0, 2, 3, 5]) if kind == "pruned" else None)
 
     engine = Engine(target, EngineLimits(100, 16), FixedPolicy())
@@ -122,7 +169,7 @@ def test_a_model_with_another_vocabulary_is_refused(loaded_target: Target) -> No
 def test_a_block_without_room_is_refused(loaded_target: Target) -> None:
     engine = make_engine(loaded_target)
     with pytest.raises(TargetError, match="no room"):
-        engine.swap_proposer(lambda room: PromptLookup(room, loaded_target.vocab_size, MAX_BLOCK_SIZE + 1))
+        engine.swap_proposer(lambda room: PromptLookup(room, MAX_BLOCK_SIZE + 1))
 
 
 def _weights(target: Target, noise: float) -> dict[str, torch.Tensor]:

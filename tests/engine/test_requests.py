@@ -6,11 +6,13 @@ import itertools
 from dataclasses import replace
 
 import pytest
+import torch
 
 from draftline.draft.checkpoint import DraftModel
 from draftline.engine.requests import EngineRequest, SamplingParams, SpeculationStats
 from draftline.errors import InputError, TargetError
 from draftline.scheduling.policies import FixedPolicy
+from draftline.target.batch import Chunk, build_batch
 from draftline.target.load import Target
 from tests.engine.runs import answer, finish, gather, greedy, make_engine, questions
 from tests.servers.tiny_target import bigram_draft, random_draft, tiny_draft_config
@@ -101,6 +103,7 @@ def test_a_request_may_fill_the_context_to_the_last_token(
         ((1,), SamplingParams(5, top_p=1.5), "top_p"),
         ((1,), SamplingParams(5, top_k=-1), "top_k"),
         ((1,), SamplingParams(5, seed=-1), "seed"),
+        ((1,), SamplingParams(5, num_top_logprobs=21), "num_top_logprobs"),
     ],
 )
 def test_impossible_requests_are_refused_and_leave_the_engine_well(
@@ -229,3 +232,68 @@ def test_slots_stay_dense_whichever_order_requests_end(loaded_target: Target, dr
         found = answer(make_engine(loaded_target, draft, slots=4), requests)
         for i, n in enumerate(order):
             assert found[f"r{i}"].token_ids == full[f"r{i}"].token_ids[:n]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_alternatives_are_the_targets_likeliest_tokens(
+    loaded_target: Target, draft: DraftModel, prompt: tuple[int, ...], temperature: float
+) -> None:
+    """Asked for by some of a batch, at accepted drafts and at the target's own tokens alike."""
+    params = SamplingParams(20, temperature, ignore_eos=True, has_logprobs=True)
+    requests = [EngineRequest(f"r{n}", prompt, replace(params, seed=n, num_top_logprobs=n)) for n in (0, 3, 5)]
+    engine = make_engine(loaded_target, draft, slots=3)
+    for request in requests:
+        engine.submit(request)
+    events = []
+    while engine.has_work:
+        events += engine.step()
+    for request in requests:
+        own = [event for event in events if event.request_id == request.request_id]
+        ids = [token for event in own for token in event.token_ids]
+        found = [top for event in own for top in event.top_logprobs]
+        count = request.sampling.num_top_logprobs
+        assert len(found) == (20 if count else 0)
+        cache = loaded_target.model.new_cache(1, 200)
+        batch = build_batch([Chunk(0, 0, [*prompt, *ids])], 200, torch.float32)
+        logits = loaded_target.model.logits(loaded_target.model.forward(batch, cache).hidden_ND)
+        expected = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+        for place, top in enumerate(found):
+            values, tokens = expected[place].topk(count)
+            assert [token for token, _ in top] == tokens.tolist()
+            assert [value for _, value in top] == pytest.approx(values.tolist(), abs=2e-4)
+        chosen = [logprob for event in own for logprob in event.logprobs]
+        assert chosen == pytest.approx([float(expected[place, token]) for place, token in enumerate(ids)], abs=2e-4)
+
+
+def test_a_cancelled_prompt_frees_its_slot_at_the_next_step(loaded_target: Target, prompt: tuple[int, ...]) -> None:
+    engine = make_engine(loaded_target, prefill_tokens=4)
+    first, second = greedy([prompt, prompt[::-1]], 5)
+    engine.submit(first)
+    engine.submit(second)
+    engine.step()
+    assert engine.load().num_waiting == 1, "the first prompt takes several steps"
+    engine.cancel("r0")
+    answers = gather(engine.step())
+    assert answers["r0"].reasons == ["cancelled"]
+    assert [r.request.request_id for r in engine._slots.running] == ["r1"]
+    finish(engine, answers)
+    alone = answer(make_engine(loaded_target), [second])["r1"]
+    assert answers["r1"].token_ids == alone.token_ids
+
+
+def test_logprobs_that_nobody_asked_for_are_not_computed(
+    loaded_target: Target, draft: DraftModel, prompt: tuple[int, ...], text: list[int]
+) -> None:
+    without = greedy([prompt], has_logprobs=False, num_top_logprobs=3)[0]
+    others = [replace(request, request_id="with") for request in greedy([prompt])]
+    for company in ([], others):
+        engine = make_engine(loaded_target, draft, slots=2)
+        events = []
+        for request in [without, *company]:
+            engine.submit(request)
+        while engine.has_work:
+            events += engine.step()
+        own = [event for event in events if event.request_id == "r0"]
+        assert [token for event in own for token in event.token_ids] == text
+        assert not any(event.logprobs or event.top_logprobs for event in own)
+        assert all(len(event.logprobs) == len(event.token_ids) for event in events if event.request_id == "with")

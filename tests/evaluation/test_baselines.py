@@ -24,7 +24,7 @@ from draftline.evaluation.prompt import SuitePrompt
 from draftline.evaluation.turns import Decoding, EvaluationPrompt, tokenised
 from draftline.scheduling.policies import FixedPolicy, OffPolicy
 from draftline.target.load import Target
-from tests.engine.runs import answer
+from tests.engine.runs import answer, one_too_many
 from tests.servers.tiny_target import bigram_draft, grammar_pair, random_draft, tiny_draft_config
 
 SETTINGS = BaselineSettings(20, 400, timing_prompts=3, lossless_prompts=4)
@@ -92,11 +92,9 @@ def test_every_contender_is_proven_against_plain_decoding(
     assert {row.lossless.num_equal for row in table.rows.values()} == {4}
     verify = Engine._verify
 
-    def lenient(self, request, law, best, drafted, proposal, row):  # type: ignore[no-untyped-def]
-        ids, accepted = verify(self, request, law, best, drafted, proposal, row)
-        if accepted < len(drafted):
-            return [*drafted[: accepted + 1], best[accepted + 1]], accepted + 1
-        return ids, accepted
+    def lenient(self, output, chunks, ready, drafts):  # type: ignore[no-untyped-def]
+        verdicts = verify(self, output, chunks, ready, drafts)
+        return {slot: one_too_many(verdict, drafts.ids(slot)) for slot, verdict in verdicts.items()}
 
     monkeypatch.setattr(Engine, "_verify", lenient)
     table = measure_baselines(loaded_target, contenders, prompts, SETTINGS)

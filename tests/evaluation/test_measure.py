@@ -19,7 +19,7 @@ from draftline.evaluation.turns import Decoding, EvaluationPrompt, tokenised
 from draftline.responses.generate import prompt_ids
 from draftline.scheduling.policies import FixedPolicy, OffPolicy, ThresholdPolicy
 from draftline.target.load import Target
-from tests.engine.runs import answer
+from tests.engine.runs import answer, one_too_many
 from tests.servers.tiny_target import bigram_draft, grammar_pair, random_draft, tiny_draft_config
 
 
@@ -193,11 +193,12 @@ def test_a_changed_token_is_found_and_placed(
     """An engine that accepts one draft too many, as a wrong verification would."""
     verify = Engine._verify
 
-    def lenient(self, request, law, best, drafted, proposal, row):  # type: ignore[no-untyped-def]
-        ids, accepted = verify(self, request, law, best, drafted, proposal, row)
-        if request.request.request_id == "p3" and len(request.output_ids) >= 5 and accepted < len(drafted):
-            return [*drafted[: accepted + 1], best[accepted + 1]], accepted + 1
-        return ids, accepted
+    def lenient(self, output, chunks, ready, drafts):  # type: ignore[no-untyped-def]
+        verdicts = verify(self, output, chunks, ready, drafts)
+        for request, _ in chunks:
+            if request.request.request_id == "p3" and len(request.output_ids) >= 5:
+                verdicts[request.slot] = one_too_many(verdicts[request.slot], drafts.ids(request.slot))
+        return verdicts
 
     monkeypatch.setattr(Engine, "_verify", lenient)
     found = compare_greedy(bench, prompts, 20, lambda done: None)

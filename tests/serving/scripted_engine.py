@@ -135,7 +135,10 @@ class ScriptedEngine:
         if reason is not None:
             del self._running[running.request.request_id]
         stats = replace(running.stats, accepted_histogram=list(running.stats.accepted_histogram))
-        return TokenEvent(running.request.request_id, tuple(tokens), tuple(-0.5 for _ in tokens), reason, stats)
+        # The chosen token, and then the first of the vocabulary.
+        others = tuple((other, -1.0 - other) for other in range(sampling.num_top_logprobs - 1))
+        top = tuple(((token, -0.5), *others) for token in tokens) if sampling.num_top_logprobs else ()
+        return TokenEvent(running.request.request_id, tuple(tokens), tuple(-0.5 for _ in tokens), reason, stats, top)
 
 
 class ByteText:

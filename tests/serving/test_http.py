@@ -126,6 +126,27 @@ def test_chat_logprobs_name_each_chosen_token() -> None:
     assert {t.logprob for t in content} == {-0.5}
 
 
+def test_alternatives_are_reported_as_asked_for() -> None:
+    with serve_scripted(says("aéb")) as server:
+        client = server.client()
+        options: dict[str, Any] = {"model": MODEL, "messages": HELLO, "logprobs": True, "top_logprobs": 2, "stop": "b"}
+        answer = client.chat.completions.create(**options).choices[0].logprobs
+        assert answer is not None
+        expected = [[("a", -0.5), ("\x00", -1.0)], [("\ufffd", -0.5), ("\x00", -1.0)]]
+        found = [[(other.token, other.logprob) for other in t.top_logprobs] for t in answer.content or []]
+        assert found[:2] == expected and len(found) == 4
+        streamed = [
+            [(other.token, other.logprob) for other in t.top_logprobs]
+            for chunk in client.chat.completions.create(**options, stream=True)
+            if chunk.choices and chunk.choices[0].logprobs is not None
+            for t in chunk.choices[0].logprobs.content or []
+        ]
+        assert streamed == found
+        plain = client.completions.create(model=MODEL, prompt="x", max_tokens=2, logprobs=2).choices[0].logprobs
+    assert plain is not None and plain.tokens == ["a", "\ufffd"]
+    assert plain.top_logprobs == [{"a": -0.5, "\x00": -1.0}, {"\ufffd": -0.5, "\x00": -1.0}]
+
+
 def test_completion_logprobs_have_offsets_also_in_a_stream(server: Running) -> None:
     client = server.client()
     whole = client.completions.create(model=MODEL, prompt="x", max_tokens=5, logprobs=0).choices[0].logprobs
@@ -213,7 +234,8 @@ CHAT = {"model": MODEL, "messages": HELLO}
         ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"),
         ({"frequency_penalty": 0.5}, "frequency_penalty", "not supported"),
         ({"mesages": []}, "mesages", "not supported"),
-        ({"top_logprobs": 3, "logprobs": True}, "top_logprobs", "alternatives"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "less than or equal to 20"),
+        ({"top_logprobs": 2}, None, "only allowed when logprobs is true"),
         ({"temperature": -1}, "temperature", "greater than or equal to 0"),
         ({"temperature": "hot"}, "temperature", "number"),
         ({"top_p": 0}, "top_p", "greater than 0"),
