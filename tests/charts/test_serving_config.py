@@ -94,6 +94,15 @@ def test_kuberay_s_rules_that_no_schema_holds(release: Release) -> None:
         assert {"minReplicas", "maxReplicas", "groupName"} <= set(group)
 
 
+def test_ray_s_object_store_fits_into_its_memory(release: Release) -> None:
+    cluster = release.one("RayService")["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        (shm,) = [v["emptyDir"] for v in group["template"]["spec"]["volumes"] if v["name"] == "shm"]
+        assert shm["medium"] == "Memory" and shm["sizeLimit"].endswith("Gi")
+        # Where it does not, Ray puts it on a disk without a word to the caller.
+        assert int(group["rayStartParams"]["object-store-memory"]) < int(shm["sizeLimit"][:-2]) * 1024**3
+
+
 def test_ray_s_version_is_the_one_that_is_tested(everything: Release) -> None:
     assert everything.one("RayService")["spec"]["rayClusterConfig"]["rayVersion"] == version("ray")
 

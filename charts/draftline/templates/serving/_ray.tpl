@@ -162,6 +162,12 @@ applications:
 {{- end }}
 {{- end -}}
 
+{{- /* Requests and answers travel by RPC, so the object store stays nearly empty. Ray's default, 30 % of the memory, would
+       not fit into /dev/shm and end up on a disk. */ -}}
+{{- define "draftline.serving.objectStore" -}}
+object-store-memory: "536870912"
+{{- end -}}
+
 {{- /* The node agent answers for its raylet, on the head also for the cluster's state. */ -}}
 {{- define "draftline.serving.liveness" -}}
 livenessProbe:
