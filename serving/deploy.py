@@ -82,6 +82,8 @@ def deploy(
         PlatformError: no Ray there, the port is taken, or the application does not come up.
         DraftlineError: the draft cannot be had or is not what was registered.
     """
+    if config.spec.serving.engine == "vllm":
+        return _deploy_vllm(config, app=app, port=port, ray_address=ray_address, timeout_s=timeout_s)
     wanted: str | None = None
     if config.draft_uri is not None:
         source = open_draft_source(config)
@@ -97,6 +99,24 @@ def deploy(
     draft = _wait_for_health(root, wanted, deadline_s)
     _prove(f"{root}/v1", config, deadline_s)
     return Endpoint(f"{root}/v1", config.spec.serving.model_name, app, draft)
+
+
+def _deploy_vllm(config: ReplicaConfig, *, app: str, port: int, ray_address: str | None, timeout_s: float) -> Endpoint:
+    """The same with vLLM's engine; its replicas do not follow an alias, so each deployment takes the draft of now."""
+    from serving.vllm.app import build_vllm_app, plan_app, require_vllm
+
+    require_vllm()
+    plan = plan_app(config)
+    _connect(ray_address)
+    _start_serve(port)
+    from ray import serve
+
+    root = f"http://{HOST}:{port}"
+    deadline_s = time.monotonic() + timeout_s
+    # Blocks until the replicas have loaded; what goes wrong there is Serve's to tell.
+    serve.run(build_vllm_app(plan), name=app, route_prefix="/")
+    _prove(f"{root}/v1", config, deadline_s)
+    return Endpoint(f"{root}/v1", config.spec.serving.model_name, app, plan.draft)
 
 
 def undeploy(app: str = APP, *, ray_address: str | None = None) -> None:

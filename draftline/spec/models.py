@@ -12,7 +12,7 @@ import difflib
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from draftline.errors import SpecError
 from draftline.storage.uri import parse_uri
@@ -481,10 +481,31 @@ class GateSpec(Part):
     max_drop: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
 
 
+class VllmSpec(Part):
+    """How vLLM runs, with ``serving.engine: vllm``; see docs/vllm.md.
+
+    Attributes:
+        tensor_parallel_size: GPUs of one replica.
+        gpu_memory_utilization: Share of each GPU's memory that vLLM takes.
+        accelerator_type: Ray's name of the GPU, such as ``H100``; any GPU when
+            absent.
+        extra_args: More engine arguments by vLLM's names; not those that other
+            fields of the spec decide.
+    """
+
+    tensor_parallel_size: PositiveInt = 1
+    gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    accelerator_type: str | None = None
+    extra_args: dict[str, JsonValue] = {}
+
+
 class ServingSpec(Part):
     """The endpoint.
 
     Attributes:
+        engine: ``draftline`` (our own) or ``vllm`` (GPUs; vLLM must be installed
+            where the replicas run).
+        vllm: Settings of the latter.
         model_name: Name clients put in ``model``.
         max_requests: Decoding slots of one replica.
         max_waiting: Requests that may queue before 429.
@@ -506,6 +527,8 @@ class ServingSpec(Part):
         ui: Serve a chat page with live figures at ``/ui``.
     """
 
+    engine: Literal["draftline", "vllm"] = "draftline"
+    vllm: VllmSpec = VllmSpec()
     model_name: str = "smollm2-135m-instruct"
     max_requests: PositiveInt = 8
     max_waiting: Annotated[int, Field(ge=0)] = 64

@@ -109,6 +109,8 @@ def _type_text(schema: Mapping[str, Any]) -> str:
         return f"`{schema['const']}`"
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
+    if "type" not in schema:
+        return "any value"
     if schema["type"] == "array":
         return f"list, each {_type_text(schema['items'])}"
     if schema["type"] == "object":

@@ -20,13 +20,36 @@ def schema_of_parts() -> dict[str, Any]:
 
 
 def _schema(model: type[Part]) -> dict[str, Any]:
-    schema = _without_titles(model.model_json_schema())
+    schema = _inlined(_without_titles(model.model_json_schema()))
+    _describe(schema, model)
+    return {**schema, "description": f"The run spec's part: {schema['description']}"}
+
+
+def _describe(schema: dict[str, Any], model: type[Part]) -> None:
     document = docstring_parser.parse(inspect.cleandoc(model.__doc__ or ""))
     meanings = {field.arg_name: " ".join((field.description or "").split()) for field in document.params}
     for name, field in schema["properties"].items():
+        inner = model.model_fields[name].annotation
+        if isinstance(inner, type) and issubclass(inner, Part):
+            _describe(field, inner)
         field["description"] = meanings[name].replace("``", "`")
-    schema["description"] = f"The run spec's part: {document.short_description}"
-    return schema
+    schema["description"] = document.short_description
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """Parts within the part in their places: the chart's schema has one list of definitions for all."""
+    parts = schema.pop("$defs", {})
+
+    def resolve(node: Any) -> Any:
+        if isinstance(node, list):
+            return [resolve(value) for value in node]
+        if not isinstance(node, dict):
+            return node
+        part = parts[node["$ref"].removeprefix("#/$defs/")] if "$ref" in node else {}
+        return {key: resolve(value) for key, value in {**part, **node}.items() if key != "$ref"}
+
+    resolved: dict[str, Any] = resolve(schema)
+    return resolved
 
 
 def _without_titles(node: Any) -> Any:
