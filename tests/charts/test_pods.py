@@ -74,6 +74,32 @@ def test_only_who_asks_kubernetes_has_a_token(all_pods: list[PodOf]) -> None:
     assert {pod.owner for pod in all_pods if pod.spec["automountServiceAccountToken"]} == TOKENS
 
 
+def test_the_head_has_a_token_and_the_workers_the_secrets(everything: Release) -> None:
+    head, worker = ({*references(pod.spec)} for pod in pods(everything) if pod.owner.startswith("RayService"))
+    assert head == {("Secret", "registry")}
+    assert {("Secret", "clients"), ("Secret", "hub"), ("Secret", "mlflow-login"), ("Secret", "draftline-s3")} <= worker
+
+
+def test_each_check_gets_what_it_asks_with(everything: Release) -> None:
+    secrets = {
+        pod.owner.rpartition("-")[2]: {name for _, name in references(pod.spec)} - {"registry"}
+        for pod in pods(everything)
+        if not pod.is_service
+    }
+    assert secrets == {
+        "provision": {"draftline-s3"},
+        "storage": {"draftline-s3"},
+        "mlflow": {"mlflow-login"},
+        "serving": {"clients"},
+        "permissions": set(),
+    }
+
+
+def test_no_service_s_address_slips_into_an_environment(all_pods: list[PodOf]) -> None:
+    # Kubernetes would set MLFLOW_... and RAY_... variables for services whose names begin so.
+    assert [pod.owner for pod in all_pods if pod.spec["enableServiceLinks"]] == []
+
+
 def test_every_mount_has_a_volume_and_every_volume_a_mount(all_pods: list[PodOf], everything: Release) -> None:
     templates = {
         f"StatefulSet {d['metadata']['name']}": [

@@ -361,4 +361,5 @@ def test_every_object_says_whose_it_is(everything: Release) -> None:
 
 def test_nothing_speaks_of_a_value_that_is_missing(everything: Release) -> None:
     assert "<no value>" not in everything.text and "%!" not in everything.text
+    assert not [line for line in everything.text.splitlines() if line != line.rstrip()]
     assert yaml.safe_load(everything.one("RayService")["spec"]["serveConfigV2"])

@@ -6,6 +6,7 @@
 {{- $account := index . 3 -}}
 serviceAccountName: {{ default (include "draftline.name" (list $root "tools")) $account }}
 automountServiceAccountToken: {{ not (empty $account) }}
+enableServiceLinks: false
 restartPolicy: Never
 {{- include "draftline.pullSecrets" $root }}
 securityContext:
@@ -23,9 +24,13 @@ containers:
     env:
       - name: HOME
         value: /tmp
-      {{- include "draftline.s3.env" $root | nindent 6 }}
-      {{- include "draftline.mlflow.clientEnv" $root | nindent 6 }}
-      {{- if $root.Values.serving.apiKeys.existingSecret }}
+      {{- /* Each check gets what it asks with, and no more. */}}
+      {{- $check := first (index . 2) }}
+      {{- if eq $check "storage" }}
+      {{- include "draftline.s3.env" $root | trim | nindent 6 }}
+      {{- else if eq $check "mlflow" }}
+      {{- with include "draftline.mlflow.clientEnv" $root | trim }}{{ . | nindent 6 }}{{ end }}
+      {{- else if and (eq $check "serving") $root.Values.serving.apiKeys.existingSecret }}
       - name: DRAFTLINE_API_KEYS
         valueFrom:
           secretKeyRef:

@@ -52,6 +52,7 @@ applications:
           {{- end }}
 {{- end -}}
 
+{{- /* Of head and workers alike. */ -}}
 {{- define "draftline.serving.env" -}}
 - name: HOME
   value: /home/draftline
@@ -59,21 +60,28 @@ applications:
   value: /var/cache/draftline
 - name: HF_HOME
   value: /var/cache/draftline/huggingface
-{{- if .Values.serving.offline }}
-- name: HF_HUB_OFFLINE
-  value: "1"
-{{- end }}
 - name: RAY_USAGE_STATS_ENABLED
   value: "0"
 - name: MLFLOW_DISABLE_TELEMETRY
   value: "true"
+{{- with .Values.serving.env }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- /* Of workers: what a replica asks others with. The head holds a token for Kubernetes, and none of these. */ -}}
+{{- define "draftline.serving.credentials" -}}
+{{- if .Values.serving.offline }}
+- name: HF_HUB_OFFLINE
+  value: "1"
+{{- end }}
 {{- with include "draftline.mlflow.uri" . }}
 - name: MLFLOW_TRACKING_URI
   value: {{ . | quote }}
 {{- end }}
 {{- include "draftline.mlflow.clientEnv" . }}
 {{- if .Values.serving.objectStorage }}
-{{ include "draftline.s3.env" . }}
+{{ include "draftline.s3.env" . | trim }}
 {{- end }}
 {{- with .Values.serving.hfToken }}
 {{- if .existingSecret }}
@@ -84,11 +92,9 @@ applications:
       key: {{ .key }}
 {{- end }}
 {{- end }}
-{{- with .Values.serving.env }}
-{{ toYaml . }}
-{{- end }}
 {{- end -}}
 
+{{- /* The root file system is read-only, and these take what Ray and the model write. */ -}}
 {{- define "draftline.serving.mounts" -}}
 - name: tmp
   mountPath: /tmp
@@ -98,6 +104,9 @@ applications:
   mountPath: /dev/shm
 - name: cache
   mountPath: /var/cache/draftline
+{{- end -}}
+
+{{- define "draftline.serving.workerMounts" -}}
 {{- if .Values.serving.apiKeys.existingSecret }}
 - name: api-keys
   mountPath: /etc/draftline/api-keys
@@ -112,10 +121,8 @@ applications:
 {{- end }}
 {{- end -}}
 
-{{- /* (list $ SHM_SIZE CACHE_TYPE): the root file system is read-only, and these take what Ray and the model write. */ -}}
+{{- /* SHM_SIZE */ -}}
 {{- define "draftline.serving.volumes" -}}
-{{- $root := index . 0 -}}
-{{- $cache := $root.Values.serving.cache -}}
 - name: tmp
   emptyDir: {}
 - name: home
@@ -124,17 +131,21 @@ applications:
 - name: shm
   emptyDir:
     medium: Memory
-    sizeLimit: {{ index . 1 }}
+    sizeLimit: {{ . }}
+{{- end -}}
+
+{{- define "draftline.serving.workerVolumes" -}}
+{{- $cache := .Values.serving.cache -}}
 - name: cache
-  {{- if eq (index . 2) "claim" }}
+  {{- if eq $cache.type "claim" }}
   persistentVolumeClaim:
     claimName: {{ required "serving.cache.type=claim needs serving.cache.existingClaim" $cache.existingClaim }}
-  {{- else if eq (index . 2) "ephemeral" }}
+  {{- else if eq $cache.type "ephemeral" }}
   ephemeral:
     volumeClaimTemplate:
       spec:
         accessModes: [ReadWriteOnce]
-        {{- include "draftline.storageClass" (list $root $cache) | nindent 8 }}
+        {{- with include "draftline.storageClass" (list . $cache) | trim }}{{ . | nindent 8 }}{{ end }}
         resources:
           requests:
             storage: {{ $cache.size }}
@@ -142,7 +153,7 @@ applications:
   emptyDir:
     sizeLimit: {{ $cache.size }}
   {{- end }}
-{{- with $root.Values.serving.apiKeys }}
+{{- with .Values.serving.apiKeys }}
 {{- if .existingSecret }}
 - name: api-keys
   secret:
@@ -152,7 +163,7 @@ applications:
         path: {{ .key }}
 {{- end }}
 {{- end }}
-{{- with $root.Values.serving.models }}
+{{- with .Values.serving.models }}
 {{- if .existingClaim }}
 - name: models
   persistentVolumeClaim:
