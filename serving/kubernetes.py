@@ -50,9 +50,15 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         SpecError: an unknown key or an impossible value.
     """
     # Ray Serve takes seconds to import; reading arguments needs none of it.
+    config = read_arguments(args)
+    if config.spec.serving.engine == "vllm":
+        from serving.vllm.app import build_vllm_app, plan_app
+
+        application: serve.Application = build_vllm_app(plan_app(config))
+        return application
     from serving.app import build_app
 
-    return build_app(read_arguments(args))
+    return build_app(config)
 
 
 def read_arguments(args: Mapping[str, Any]) -> ReplicaConfig:

@@ -65,8 +65,6 @@ TENSOR_MODULES = {
     "draftline.evaluation.turns",
     "draftline.native.library",
     "draftline.responses.generate",
-    "draftline.native.library",
-    "draftline.target.packed_layers",
     "draftline.target.batch",
     "draftline.target.forward",
     "draftline.target.general",
