@@ -85,7 +85,7 @@ def deploy(
     if config.spec.serving.engine == "vllm":
         return _deploy_vllm(config, app=app, port=port, ray_address=ray_address, timeout_s=timeout_s)
     wanted: str | None = None
-    if config.draft_uri is not None:
+    if config.has_draft:
         source = open_draft_source(config)
         files = source.fetch(wanted := source.current())
         _check_fits(config, files)

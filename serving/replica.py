@@ -47,6 +47,11 @@ class ReplicaConfig:
     poll_s: float = 20.0
     api_keys_file: Path | None = None
 
+    @property
+    def has_draft(self) -> bool:
+        """Whether a trained draft is fetched and followed; other proposers need none."""
+        return self.draft_uri is not None and self.spec.serving.proposer == "draft"
+
 
 @dataclass(frozen=True)
 class Replica:
@@ -76,7 +81,7 @@ def start_replica(config: ReplicaConfig, source: DraftSource | None = None) -> R
         DraftlineError: the target or the draft cannot be had, or they do not fit.
     """
     serving = config.spec.serving
-    if source is None and config.draft_uri is not None and serving.proposer == "draft":
+    if source is None and config.has_draft:
         source = open_draft_source(config)
     draft = source.fetch(source.current()) if source is not None else None
     targets: list[Target] = []

@@ -20,6 +20,9 @@ from torch import Tensor
 
 from draftline.draft.proposer import EngineRoom, ProcessedTokens, Proposal
 
+LOOKUP_BLOCK = 7
+LOOKUP_NGRAM = 3
+
 
 class PromptLookup:
     """Proposes continuations that the text itself holds; see :class:`~draftline.draft.proposer.Proposer`.
@@ -33,7 +36,7 @@ class PromptLookup:
     tap_ids: tuple[int, ...] = ()
     draft_to_target: Tensor | None = None
 
-    def __init__(self, room: EngineRoom, block_size: int = 7, max_ngram: int = 3) -> None:
+    def __init__(self, room: EngineRoom, block_size: int = LOOKUP_BLOCK, max_ngram: int = LOOKUP_NGRAM) -> None:
         self.block_size = block_size
         self._max_ngram = max_ngram
         self._ids_SP = np.zeros((room.num_slots, room.num_positions), dtype=np.int64)

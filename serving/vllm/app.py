@@ -45,7 +45,7 @@ def plan_app(config: ReplicaConfig) -> VllmApp:
     folder = prepare_target(config.spec.target, cache_dir=config.cache_dir)
     draft: ExportedDraft | None = None
     name: str | None = None
-    if config.draft_uri is not None and serving.policy != "off":
+    if config.has_draft and serving.policy != "off":
         source = open_draft_source(config)
         files = source.fetch(name := source.current())
         parent = (config.cache_dir or default_cache_dir()) / "vllm"

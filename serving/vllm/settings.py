@@ -76,6 +76,8 @@ def speculative_config(spec: RunSpec, draft: ExportedDraft | None) -> dict[str, 
         SpecError: the policy has no counterpart in vLLM.
     """
     policy = spec.serving.policy
+    if spec.serving.proposer == "prompt_lookup":
+        return _prompt_lookup(spec)
     if draft is None or policy == "off":
         return None
     if policy == "threshold":
@@ -99,6 +101,28 @@ def speculative_config(spec: RunSpec, draft: ExportedDraft | None) -> dict[str, 
             )
         document["enable_adaptive_verification"] = True
     return document
+
+
+def _prompt_lookup(spec: RunSpec) -> dict[str, Any] | None:
+    """The same suffixes and blocks as :class:`draftline.draft.prompt_lookup.PromptLookup` tries."""
+    from draftline.draft.prompt_lookup import LOOKUP_BLOCK, LOOKUP_NGRAM
+
+    policy = spec.serving.policy
+    if policy == "off":
+        return None
+    if policy != "fixed":
+        raise SpecError(
+            "vLLM verifies whole blocks of prompt lookup",
+            got=f"serving.policy: {policy}",
+            expected="off or fixed",
+            remedy="Set serving.policy: fixed, or serve with serving.engine: draftline",
+        )
+    return {
+        "method": "ngram",
+        "num_speculative_tokens": spec.serving.fixed_length or LOOKUP_BLOCK,
+        "prompt_lookup_max": LOOKUP_NGRAM,
+        "prompt_lookup_min": 1,
+    }
 
 
 def _num_tokens(spec: RunSpec, config: DraftConfig) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -22,6 +23,8 @@ from serving.replica import Replica, ReplicaConfig, start_replica
 from tests.servers.tiny_target import CHAT_TEMPLATE, make_tokenizer
 from tests.serving.servers import wait_until
 from tests.serving.tiny import BLOCK_SIZE, write_draft
+from tests.target.test_general import family_config
+from tests.target.test_lean import save_model
 
 pytestmark = pytest.mark.slow
 
@@ -188,3 +191,27 @@ def test_conversations_are_written_as_the_spec_says(tiny_target_dir: Path, tmp_p
             assert reply.usage is not None
             used.append(reply.usage.prompt_tokens)
     assert used[1] == used[0] + 4
+
+
+def test_another_family_is_served_by_prompt_lookup_with_no_draft_at_all(tmp_path: Path) -> None:
+    """A target that transformers runs, sampled and greedy, with alternatives; no registry, no training."""
+    folder = tmp_path / "qwen2"
+    save_model(family_config("qwen2", max_position_embeddings=1024), folder)
+    spec = derive(
+        tiny_spec(folder), {"serving.proposer": "prompt_lookup", "serving.max_context": 400, "serving.policy": "fixed"}
+    )
+    # A draft that is configured all the same is not looked for.
+    replica = start_replica(ReplicaConfig(spec, draft_uri=str(tmp_path / "nowhere"), num_threads=1))
+    assert replica.follower is None
+    with serve_replica(replica) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        options: dict[str, Any] = {"model": MODEL, "max_tokens": 60, "extra_body": {"ignore_eos": True}}
+        text = "where is my parcel 3? " * 4
+        answers = [client.completions.create(prompt=text, temperature=t, seed=1, logprobs=2, **options) for t in (0, 1)]
+    drafted = [answer.model_dump()["metrics"]["speculative_decoding"]["num_draft_tokens"] for answer in answers]
+    assert min(drafted) > 0
+    for answer in answers:
+        logprobs = answer.choices[0].logprobs
+        assert logprobs is not None and logprobs.top_logprobs is not None and len(logprobs.top_logprobs) == 60
+    likeliest = [max(top.values()) for top in answers[0].choices[0].logprobs.top_logprobs]  # type: ignore[union-attr]
+    assert answers[0].choices[0].logprobs.token_logprobs == pytest.approx(likeliest)  # type: ignore[union-attr]

@@ -103,6 +103,15 @@ def test_policies_go_over(tmp_path: Path, target: Path) -> None:
         speculative_config(spec_with(policy="sync"), exported("dflash", tmp_path / "dflash", target))
 
 
+def test_prompt_lookup_needs_no_draft() -> None:
+    spec = spec_with(policy="fixed", proposer="prompt_lookup")
+    found = speculative_config(spec, None)
+    assert found is not None and (found["method"], found["num_speculative_tokens"]) == ("ngram", 7)
+    assert speculative_config(spec_with(policy="off", proposer="prompt_lookup"), None) is None
+    with pytest.raises(SpecError, match="whole blocks"):
+        speculative_config(spec_with(policy="async", proposer="prompt_lookup"), None)
+
+
 def test_a_policy_that_vllm_lacks_is_refused(tmp_path: Path, target: Path) -> None:
     found = exported("vanilla", tmp_path, target)
     with pytest.raises(SpecError, match="vLLM has no policy `threshold`"):
