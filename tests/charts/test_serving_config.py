@@ -94,6 +94,37 @@ def test_kuberay_s_rules_that_no_schema_holds(release: Release) -> None:
         assert {"minReplicas", "maxReplicas", "groupName"} <= set(group)
 
 
+@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
+def test_vllm_names_its_own_deployments_and_shares_the_draft(helm: Helm) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    spec = {"engine": "vllm", "policy": "async", "vllm": {"tensor_parallel_size": 2}}
+    release = helm.template(
+        {
+            "serving": {
+                "spec": spec,
+                "replica": {"gpus": 2},
+                "draft": {"uri": "models:/d@champion"},
+                "cache": {"type": "claim", "existingClaim": "shared"},
+            }
+        }
+    )
+    (application,) = ServeDeploySchema.model_validate(serve_config(release)).applications
+    assert application.deployments == []
+    assert read_arguments(application.args).spec.serving.vllm.tensor_parallel_size == 2
+    cluster = release.one("RayService")["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        (cache,) = [volume for volume in pod["volumes"] if volume["name"] == "cache"]
+        assert cache["persistentVolumeClaim"]["claimName"] == "shared"
+        assert "MLFLOW_TRACKING_URI" in {variable["name"] for variable in pod["containers"][0]["env"]}
+
+
+def test_prompt_lookup_needs_no_draft(helm: Helm) -> None:
+    release = helm.template({"serving": {"spec": {"policy": "fixed", "proposer": "prompt_lookup"}}})
+    assert "draft_uri" not in serve_config(release)["applications"][0]["args"]
+
+
 def test_ray_s_object_store_fits_into_its_memory(release: Release) -> None:
     cluster = release.one("RayService")["spec"]["rayClusterConfig"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):

@@ -227,6 +227,15 @@ def test_wrong_values_are_refused_by_the_schema(helm: Helm, path: str, value: An
         ({"mlflow": {"enabled": False}, "serving": {"draft": {"uri": "models:/d@champion"}}}, "there is no MLflow"),
         ({"serving": {"spec": {"min_replicas": 3}}}, "serving.spec.max_replicas=1 is below"),
         ({"serving": {"spec": {"policy": "fixed"}}}, "set serving.spec.policy to off, or name a draft"),
+        ({"serving": {"spec": {"engine": "vllm"}, "replica": {"gpus": 2}}}, "tensor_parallel_size=1: make them equal"),
+        (
+            {"serving": {"spec": {"engine": "vllm", "policy": "async"}, "draft": {"uri": "models:/d@champion"}}},
+            "set serving.cache.type=claim",
+        ),
+        (
+            {"serving": {"spec": {"engine": "vllm"}, "apiKeys": {"existingSecret": "k"}}},
+            "nobody asks for serving.apiKeys",
+        ),
         ({"serving": {"cache": {"type": "claim"}}}, "needs serving.cache.existingClaim"),
         ({"serving": {"ingress": {"enabled": True}}}, "needs serving.ingress.host"),
         ({"mlflow": {"ingress": {"enabled": True}}}, "needs mlflow.ingress.host"),

@@ -37,10 +37,8 @@ def served_metrics() -> set[str]:
     """Names of all samples that a replica exposes."""
     metrics = ServingMetrics("m", lambda: EngineLoad(0, 0, 0.0, 0.0))
     metrics.record_first_token(0.1)
-    families = text_string_to_metric_families(metrics.render().decode())
-    return {sample.name for family in families for sample in family.samples} | {
-        family.name for family in text_string_to_metric_families(metrics.render().decode())
-    }
+    families = list(text_string_to_metric_families(metrics.render().decode()))
+    return {sample.name for family in families for sample in family.samples} | {family.name for family in families}
 
 
 def metric_names(promql: str) -> set[str]:

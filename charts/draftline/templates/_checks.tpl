@@ -30,8 +30,21 @@
 {{- if lt $most $least -}}
 {{- fail (printf "serving.spec.max_replicas=%d is below serving.spec.min_replicas=%d" $most $least) -}}
 {{- end -}}
-{{- if and (ne (default "threshold" $v.serving.spec.policy) "off") (not $v.serving.draft.uri) $v.serving.enabled -}}
+{{- $needsDraft := and (ne (default "threshold" $v.serving.spec.policy) "off") (eq (default "draft" $v.serving.spec.proposer) "draft") -}}
+{{- if and $needsDraft (not $v.serving.draft.uri) $v.serving.enabled -}}
 {{- fail "serving.draft.uri is empty, so there is nothing to verify: set serving.spec.policy to off, or name a draft" -}}
+{{- end -}}
+{{- if and $v.serving.enabled (include "draftline.serving.isVllm" .) -}}
+{{- $gpus := int (default 1 (dig "vllm" "tensor_parallel_size" 1 $v.serving.spec)) -}}
+{{- if ne $gpus (int $v.serving.replica.gpus) -}}
+{{- fail (printf "serving.replica.gpus=%d, but a replica of vLLM takes serving.spec.vllm.tensor_parallel_size=%d: make them equal" (int $v.serving.replica.gpus) $gpus) -}}
+{{- end -}}
+{{- if and $v.serving.draft.uri (ne $v.serving.cache.type "claim") -}}
+{{- fail "with serving.spec.engine=vllm the draft is written once, and all replicas must see it: set serving.cache.type=claim and serving.cache.existingClaim to a volume that many pods may write" -}}
+{{- end -}}
+{{- if $v.serving.apiKeys.existingSecret -}}
+{{- fail "with serving.spec.engine=vllm nobody asks for serving.apiKeys: clear apiKeys.existingSecret, and ask for keys in front of the endpoint" -}}
+{{- end -}}
 {{- end -}}
 {{- if and $v.serving.gateway.enabled (not $v.serving.gateway.parentRefs) -}}
 {{- fail "serving.gateway.enabled needs serving.gateway.parentRefs, the Gateways to attach to" -}}

@@ -43,6 +43,7 @@ applications:
       {{- if .Values.serving.apiKeys.existingSecret }}
       api_keys_file: /etc/draftline/api-keys/{{ .Values.serving.apiKeys.key }}
       {{- end }}
+    {{- if not (include "draftline.serving.isVllm" .) }}
     deployments:
       - name: engine
         ray_actor_options:
@@ -50,6 +51,13 @@ applications:
           {{- if .Values.serving.replica.gpus }}
           num_gpus: {{ .Values.serving.replica.gpus }}
           {{- end }}
+    {{- end }}
+{{- end -}}
+
+{{- /* Not empty where vLLM is the engine. Ray Serve LLM then names the deployments and asks for its GPUs itself, and the
+       draft is exported where the application is built, which may be on the head. */ -}}
+{{- define "draftline.serving.isVllm" -}}
+{{- if eq (default "draftline" .Values.serving.spec.engine) "vllm" }}yes{{ end -}}
 {{- end -}}
 
 {{- /* Of head and workers alike. */ -}}
@@ -69,7 +77,8 @@ applications:
 {{- end }}
 {{- end -}}
 
-{{- /* Of workers: what a replica asks others with. The head holds a token for Kubernetes, and none of these. */ -}}
+{{- /* Of workers: what a replica asks others with. The head holds a token for Kubernetes, and none of these, unless it
+       builds vLLM's application. */ -}}
 {{- define "draftline.serving.credentials" -}}
 {{- if .Values.serving.offline }}
 - name: HF_HUB_OFFLINE
@@ -134,7 +143,7 @@ applications:
     sizeLimit: {{ . }}
 {{- end -}}
 
-{{- define "draftline.serving.workerVolumes" -}}
+{{- define "draftline.serving.cacheVolume" -}}
 {{- $cache := .Values.serving.cache -}}
 - name: cache
   {{- if eq $cache.type "claim" }}
@@ -153,6 +162,10 @@ applications:
   emptyDir:
     sizeLimit: {{ $cache.size }}
   {{- end }}
+{{- end -}}
+
+{{- define "draftline.serving.workerVolumes" -}}
+{{ include "draftline.serving.cacheVolume" . }}
 {{- with .Values.serving.apiKeys }}
 {{- if .existingSecret }}
 - name: api-keys
