@@ -244,7 +244,7 @@ def _is_deployed(root: str, config: ReplicaConfig, app: str, start: StartReplica
 
 def _check_fits(config: ReplicaConfig, files: DraftFiles) -> None:
     from draftline.draft.checkpoint import load_folder
-    from draftline.engine.engine import check_fits
+    from draftline.engine.checks import check_fits
     from draftline.target.load import load_config
 
     check_fits(load_folder(files.draft_dir).config, load_config(config.spec.target, cache_dir=config.cache_dir))

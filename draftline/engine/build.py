@@ -14,7 +14,8 @@ from draftline.calibration.survival import Calibration
 from draftline.draft.checkpoint import DraftModel, load_folder
 from draftline.draft.dialects.model import EMBEDDING, LM_HEAD, draft_columns
 from draftline.draft.prompt_lookup import PromptLookup
-from draftline.engine.engine import Engine, EngineLimits, check_fits
+from draftline.engine.checks import check_fits
+from draftline.engine.engine import Engine, EngineLimits
 from draftline.engine.requests import EngineRequest, TokenEvent
 from draftline.errors import FormatError, TargetError
 from draftline.scheduling.costs import CostTable

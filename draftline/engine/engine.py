@@ -21,34 +21,29 @@ from numpy.typing import NDArray
 from draftline.calibration.profile import EngineSize, draft_facts, machine_facts, profile_draft, profile_verify
 from draftline.calibration.survival import Calibration
 from draftline.draft.checkpoint import DraftModel
-from draftline.draft.config import DraftConfig
 from draftline.draft.proposer import EngineRoom, ProcessedTokens, Proposal, Proposer, ProposerFactory
 from draftline.draft.serve import new_proposer
+from draftline.engine.checks import MAX_BLOCK_SIZE, check_fits, check_request
+from draftline.engine.drafts import StepDrafts, step_drafts
 from draftline.engine.requests import (
-    MAX_TOP_LOGPROBS,
     EngineLoad,
     EngineRequest,
-    FinishReason,
-    SamplingParams,
     SpeculationStats,
     StepReport,
     TokenEvent,
 )
 from draftline.engine.slots import RunningRequest, SlotTable, WaitingRequest
 from draftline.engine.verification import Deciding, Verdict, verify_step
-from draftline.errors import InputError, TargetError
+from draftline.errors import TargetError
 from draftline.scheduling.costs import CostTable
 from draftline.scheduling.policies import LengthPolicy, OffPolicy
 from draftline.scheduling.scheduler import Scheduler, Segments, StepShape
 from draftline.target.batch import Chunk, StepBatch, build_batch
-from draftline.target.lean import ModelConfig, TargetOutput
+from draftline.target.lean import TargetOutput
 from draftline.target.load import Target
 
 READ_AGAIN_TOKENS = 4
 """Tokens that are worth processing again for each token that may still be generated, when the draft is exchanged."""
-
-MAX_BLOCK_SIZE = 64
-"""Positions beyond the context that a block may be written to."""
 
 
 @dataclass(frozen=True)
@@ -81,25 +76,6 @@ class StepTrace:
     confidence_B: tuple[float, ...]
     num_verified: int
     num_accepted: int
-
-
-@dataclass(frozen=True)
-class _Drafts:
-    """What one step drafts.
-
-    Attributes:
-        proposal: The blocks; ``None`` without any.
-        row_by_slot: Row of each request's block.
-        ids_by_slot: What is verified of each; empty lists included.
-    """
-
-    proposal: Proposal | None
-    row_by_slot: dict[int, int]
-    ids_by_slot: dict[int, list[int]]
-
-    def ids(self, slot: int) -> list[int]:
-        """Drafts that a slot verifies."""
-        return self.ids_by_slot.get(slot, [])
 
 
 class Engine:
@@ -226,22 +202,7 @@ class Engine:
             InputError: it is empty, does not fit the context, or asks for an
                 impossible law.
         """
-        prompt, sampling = request.prompt_ids, request.sampling
-        if not prompt:
-            raise InputError("the prompt is empty", expected="at least one token")
-        if sampling.max_tokens < 1:
-            raise InputError("max_tokens is too small", got=sampling.max_tokens, expected="at least 1")
-        if len(prompt) + sampling.max_tokens > self._limits.max_context:
-            raise InputError(
-                "the request does not fit the context",
-                got=f"{len(prompt)} prompt + {sampling.max_tokens} new tokens",
-                expected=f"at most {self._limits.max_context} together",
-                remedy="Shorten the prompt or lower max_tokens",
-            )
-        bad = [t for t in prompt if not 0 <= t < self._target.vocab_size]
-        if bad:
-            raise InputError("the prompt has a token outside the vocabulary", got=bad[0])
-        _check_law(sampling)
+        check_request(request, self._limits.max_context, self._target.vocab_size)
         self._waiting.append(WaitingRequest.of(request))
 
     def cancel(self, request_id: str) -> None:
@@ -364,7 +325,7 @@ class Engine:
         took = Segments()
         proposal, drafting = self._propose(running, decoding, took)
         lengths = self._choose_lengths(proposal, drafting, decoding)
-        drafts = self._drafts(proposal, drafting, lengths)
+        drafts = step_drafts(proposal, drafting, lengths)
         chunks, ready = self._chunks(running, drafts)
         batch = build_batch([c for _, c in chunks], self._num_positions, self._model.dtype, self._model.device)
         taps = self._proposer.tap_ids if self._proposer is not None else ()
@@ -503,19 +464,8 @@ class Engine:
         self._mean_budget = 0.95 * self._mean_budget + 0.05 * (sum(lengths) / len(decoding))
         return lengths
 
-    @staticmethod
-    def _drafts(proposal: Proposal | None, drafting: Sequence[RunningRequest], lengths: Sequence[int]) -> _Drafts:
-        if proposal is None:
-            return _Drafts(None, {}, {})
-        ids = proposal.token_ids_RB.tolist()
-        return _Drafts(
-            proposal,
-            {r.slot: row for row, r in enumerate(drafting)},
-            {r.slot: ids[row][: lengths[row]] for row, r in enumerate(drafting)},
-        )
-
     def _chunks(
-        self, running: Sequence[RunningRequest], drafts: _Drafts
+        self, running: Sequence[RunningRequest], drafts: StepDrafts
     ) -> tuple[list[tuple[RunningRequest, Chunk]], set[int]]:
         """The step's chunks in slot order, and the slots whose next token comes out of it."""
         budget = self._limits.prefill_tokens
@@ -542,7 +492,7 @@ class Engine:
         output: TargetOutput,
         chunks: Sequence[tuple[RunningRequest, Chunk]],
         ready: set[int],
-        drafts: _Drafts,
+        drafts: StepDrafts,
     ) -> dict[int, Verdict]:
         """What the step decides, by slot."""
         wanted: list[int] = []
@@ -568,7 +518,7 @@ class Engine:
             self._trace(self.traces, drafts, verdicts)
         return verdicts
 
-    def _trace(self, traces: list[StepTrace], drafts: _Drafts, verdicts: dict[int, Verdict]) -> None:
+    def _trace(self, traces: list[StepTrace], drafts: StepDrafts, verdicts: dict[int, Verdict]) -> None:
         assert drafts.proposal is not None
         head = drafts.proposal.confidence_RB
         confidences = head.tolist() if head is not None else [()] * len(drafts.row_by_slot)
@@ -578,11 +528,11 @@ class Engine:
             traces.append(StepTrace(request_id, tuple(confidences[row]), len(drafts.ids(slot)), accepted))
 
     def _take(
-        self, request: RunningRequest, verdict: Verdict, drafts: _Drafts, num_tokens: int
+        self, request: RunningRequest, verdict: Verdict, drafts: StepDrafts, num_tokens: int
     ) -> tuple[TokenEvent, int]:
         """Give a request its new tokens; returns its event and how many of the step's tokens stay."""
         is_first = request.is_prefilling
-        emitted, reason = self._until_the_end(request, verdict.token_ids)
+        emitted, reason = request.grow(verdict.token_ids, self._target.eos_token_ids)
         if not is_first:
             num_tokens = 1 + verdict.num_accepted
             request.stats.record(len(drafts.ids(request.slot)), verdict.num_accepted, len(emitted))
@@ -596,26 +546,6 @@ class Engine:
             tuple(verdict.top_logprobs[:count]),
         )
         return event, num_tokens
-
-    def _until_the_end(self, request: RunningRequest, new_ids: list[int]) -> tuple[list[int], FinishReason | None]:
-        """New tokens up to the one that ends the answer, appended to it, and why it ended, if it did."""
-        sampling = request.request.sampling
-        stops = set(sampling.stop_token_ids)
-        if not sampling.ignore_eos:
-            stops.update(self._target.eos_token_ids)
-        reason: FinishReason | None = None
-        emitted: list[int] = []
-        for token in new_ids:
-            emitted.append(token)
-            count = len(request.output_ids) + len(emitted)
-            if token in stops and count > sampling.min_tokens:
-                reason = "stop"
-                break
-            if count >= sampling.max_tokens:
-                reason = "length"
-                break
-        request.output_ids.extend(emitted)
-        return emitted, reason
 
     def _append_features(self, output: TargetOutput, batch: StepBatch, kept: Sequence[int]) -> None:
         if self._proposer is None:
@@ -651,60 +581,3 @@ class Engine:
             self._cache.move(source, destination, length)
             if self._proposer is not None:
                 self._proposer.move(source, destination, length)
-
-
-def _check_law(sampling: SamplingParams) -> None:
-    ranges = {
-        "temperature": (0 <= sampling.temperature < float("inf"), "at least 0"),
-        "top_p": (0 < sampling.top_p <= 1, "above 0, at most 1"),
-        "top_k": (sampling.top_k >= 0, "at least 0"),
-        "seed": (sampling.seed is None or sampling.seed >= 0, "at least 0"),
-        "num_top_logprobs": (0 <= sampling.num_top_logprobs <= MAX_TOP_LOGPROBS, f"0 to {MAX_TOP_LOGPROBS}"),
-    }
-    for name, (is_possible, expected) in ranges.items():
-        if not is_possible:
-            raise InputError(f"{name} is out of range", got=getattr(sampling, name), expected=expected)
-
-
-def check_fits(config: DraftConfig, target: ModelConfig) -> None:
-    """Refuse a draft that was made for another target, or that this engine cannot run.
-
-    Raises:
-        TargetError: hidden size, depth or vocabulary differ, or a tapped layer, the mask token or the block
-            is out of range.
-    """
-    pairs = {
-        "hidden size": (config.hidden_size, target.hidden_size),
-        "vocabulary": (config.vocab_size, target.vocab_size),
-        "target layers": (config.num_target_layers, target.num_layers),
-    }
-    for what, (got, expected) in pairs.items():
-        if got != expected:
-            raise TargetError(
-                f"the draft does not fit the target: its {what} differs",
-                got=got,
-                expected=str(expected),
-                remedy="Deploy a draft that was trained for this target",
-            )
-    taps = config.target_layer_ids
-    limits: dict[str, tuple[bool, object, str]] = {
-        "target_layer_ids": (
-            bool(taps) and list(taps) == sorted(set(taps)) and taps[0] >= -1 and taps[-1] < target.num_layers - 1,
-            list(taps),
-            f"ascending ids from -1 to {target.num_layers - 2}",
-        ),
-        "mask_token_id": (
-            0 <= config.mask_token_id < target.vocab_size,
-            config.mask_token_id,
-            f"0 to {target.vocab_size - 1}",
-        ),
-        "block_size": (1 <= config.block_size <= MAX_BLOCK_SIZE, config.block_size, f"1 to {MAX_BLOCK_SIZE}"),
-    }
-    for name, (is_possible, found, wanted) in limits.items():
-        if not is_possible:
-            raise TargetError(
-                f"the draft cannot be run: {name} is out of range",
-                got=found,
-                expected=wanted,
-                remedy="Deploy a draft that was exported for this target",
-            )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from draftline.engine.requests import EngineRequest, SpeculationStats
+from draftline.engine.requests import EngineRequest, FinishReason, SpeculationStats
 
 MIN_SHARED_AHEAD = 64
 """Prompt tokens that another request must be about to compute for a request to wait for them."""
@@ -76,6 +76,34 @@ class RunningRequest:
         prompt = self.request.prompt_ids
         first = len(prompt)
         return [*prompt[start:end], *self.output_ids[max(0, start - first) : max(0, end - first)]]
+
+    def grow(self, new_ids: Sequence[int], eos_token_ids: Sequence[int]) -> tuple[list[int], FinishReason | None]:
+        """Append new tokens to the answer, up to the one that ends it.
+
+        Args:
+            new_ids: What a step decided; a block may run past the end.
+            eos_token_ids: The target's own end tokens.
+
+        Returns:
+            The tokens appended, and why the answer ended, if it did.
+        """
+        sampling = self.request.sampling
+        stops = set(sampling.stop_token_ids)
+        if not sampling.ignore_eos:
+            stops.update(eos_token_ids)
+        reason: FinishReason | None = None
+        emitted: list[int] = []
+        for token in new_ids:
+            emitted.append(token)
+            count = len(self.output_ids) + len(emitted)
+            if token in stops and count > sampling.min_tokens:
+                reason = "stop"
+                break
+            if count >= sampling.max_tokens:
+                reason = "length"
+                break
+        self.output_ids.extend(emitted)
+        return emitted, reason
 
     def process_again(self) -> None:
         """Process the text from its start, so that a new draft learns of it; the cache gets the same content again."""

@@ -57,6 +57,7 @@ TENSOR_MODULES = {
     "draftline.draft.vocab",
     "draftline.engine.build",
     "draftline.engine.engine",
+    "draftline.engine.drafts",
     "draftline.engine.verification",
     "draftline.evaluation.acceptance",
     "draftline.evaluation.baselines",

@@ -14,7 +14,8 @@ from scipy.stats import chisquare
 from draftline.draft.prompt_lookup import PromptLookup
 from draftline.draft.proposer import EngineRoom, ProcessedTokens, ProposerFactory
 from draftline.draft.standalone import StandaloneDraft
-from draftline.engine.engine import MAX_BLOCK_SIZE, Engine, EngineLimits
+from draftline.engine.checks import MAX_BLOCK_SIZE
+from draftline.engine.engine import Engine, EngineLimits
 from draftline.engine.requests import EngineRequest, SamplingParams
 from draftline.errors import TargetError
 from draftline.scheduling.policies import FixedPolicy
