@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from draftline.cache_dir import default_cache_dir
 from draftline.errors import PlatformError
-from draftline.target.load import default_cache_dir, locate_target, prepare_target
+from draftline.target.fingerprint import locate_target
+from draftline.target.load import prepare_target
 from serving.replica import ReplicaConfig, open_draft_source
 from serving.vllm.export import export_draft
 from serving.vllm.settings import VLLM_VERSION, ExportedDraft, engine_arguments
