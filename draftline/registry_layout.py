@@ -36,6 +36,8 @@ TAG_KEY = "draftline.key"
 TAG_GATE_PASSED = "draftline.gate.passed"
 TAG_GATE_REASONS = "draftline.gate.reasons"
 TAG_DIGEST_PREFIX = "draftline.sha256."
+TAG_DRIFT = "draftline.drift"
+"""Set by a server on the version it serves: the newest drift event as JSON. Retraining on drift looks for it."""
 
 _CHUNK_BYTES = 1 << 20
 

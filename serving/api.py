@@ -10,7 +10,7 @@ import asyncio
 import hmac
 import json
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import cache, partial
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -51,6 +51,9 @@ from serving.ui.routes import ui_routes
 
 logger = logging.getLogger(__name__)
 
+ReadMetrics = Callable[[str], Awaitable[bytes]]
+"""Text of the metrics, for the host that was asked."""
+
 RequestType = TypeVar("RequestType", bound=SamplingFields)
 
 
@@ -61,6 +64,7 @@ def create_api(
     deployment: str = "",
     limits: BodyLimits | None = None,
     has_ui: bool = True,
+    read_metrics: ReadMetrics | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -70,10 +74,11 @@ def create_api(
         deployment: Shown by ``/version``: equal for replicas that were told the same.
         limits: Of request bodies; by default what a full context can need.
         has_ui: Whether there is a page at ``/ui``.
+        read_metrics: Text of ``/metrics``; ``None`` shows those of ``service`` alone.
     """
     api = FastAPI(title="Draftline", version=__version__, description="OpenAI-compatible speculative decoding")
     api.include_router(_v1_routes(service), prefix="/v1", dependencies=[Depends(_key_guard(api_keys))])
-    api.include_router(_service_routes(service, deployment))
+    api.include_router(_service_routes(service, deployment, read_metrics or _own_metrics(service)))
     if has_ui:
         api.include_router(ui_routes(service, needs_key=bool(api_keys)))
     api.add_exception_handler(DraftlineError, _on_error)
@@ -134,7 +139,14 @@ def _v1_routes(service: CompletionService) -> APIRouter:
     return router
 
 
-def _service_routes(service: CompletionService, deployment: str) -> APIRouter:
+def _own_metrics(service: CompletionService) -> ReadMetrics:
+    async def read(host: str) -> bytes:
+        return service.worker.metrics.render()
+
+    return read
+
+
+def _service_routes(service: CompletionService, deployment: str, read_metrics: ReadMetrics) -> APIRouter:
     router = APIRouter()
 
     @router.get("/health", response_model=Health, responses=openapi.failures((503,)))
@@ -146,8 +158,8 @@ def _service_routes(service: CompletionService, deployment: str) -> APIRouter:
         return _respond(plain_status(503, f"Not healthy: {why}"))
 
     @router.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> Response:
-        return Response(service.worker.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    async def metrics(request: Request) -> Response:
+        return Response(await read_metrics(request.url.hostname or ""), media_type=CONTENT_TYPE_LATEST)
 
     @router.get("/version")
     async def version() -> dict[str, str]:

@@ -1,16 +1,20 @@
-"""Prometheus metrics: vLLM's names, so that dashboards and load tools work, and our own beside them."""
+"""What one replica counts; names and meanings are in :mod:`serving.metric_table`."""
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from draftline.engine.requests import EngineLoad, SpeculationStats, TokenEvent
+from draftline.engine.requests import EngineLoad, SpeculationStats, StepReport, TokenEvent
+from serving.capacity import DecayingMean
+from serving.metric_table import MODEL_LABEL, MetricRow, all_rows
 
-_LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-_STEP_BUCKETS_S = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.5, 1.0, 2.5)
+_HALF_LIFE_S = 5.0
+"""Of the figures that speak of now; Serve averages them once more."""
 
 
 class ServingMetrics:
@@ -23,107 +27,114 @@ class ServingMetrics:
 
     def __init__(self, model_name: str, load: Callable[[], EngineLoad]) -> None:
         self.registry = CollectorRegistry()
-        self._label = {"model_name": model_name}
+        self.model_name = model_name
+        self._load = load
+        self._families = {row.name: _family(row, self.registry) for row in all_rows()}
         self._previous: dict[str, SpeculationStats] = {}
-        self._drafts = self._counter("vllm:spec_decode_num_drafts", "Verify steps with at least one draft token.")
-        self._drafted = self._counter("vllm:spec_decode_num_draft_tokens", "Draft tokens verified.")
-        self._accepted = self._counter("vllm:spec_decode_num_accepted_tokens", "Draft tokens accepted.")
-        self._accepted_at = Counter(
-            "vllm:spec_decode_num_accepted_tokens_per_pos",
-            "Draft tokens accepted, by position in the block.",
-            ["model_name", "position"],
-            registry=self.registry,
-        )
-        self._prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens of admitted requests.")
-        self._generated = self._counter("vllm:generation_tokens", "Tokens generated.")
-        self._finished = Counter(
-            "vllm:request_success",
-            "Finished sequences, by reason.",
-            ["model_name", "finished_reason"],
-            registry=self.registry,
-        )
-        self._refused = self._counter("draftline:requests_refused", "Requests answered 429.")
-        self._swaps = self._counter("draftline:draft_swaps", "Drafts exchanged while serving.")
-        latency = {"buckets": _LATENCY_BUCKETS_S}
-        self._ttft = self._histogram("vllm:time_to_first_token_seconds", "Arrival to first token.", **latency)
-        self._gap = self._histogram(
-            "vllm:inter_token_latency_seconds", "Time per token after the first.", buckets=_STEP_BUCKETS_S
-        )
-        self._e2e = self._histogram("vllm:e2e_request_latency_seconds", "Arrival to last token.", **latency)
-        self._queued = self._histogram("vllm:request_queue_time_seconds", "Arrival to a decoding slot.", **latency)
-        self._step = self._histogram("draftline:step_seconds", "One engine step.", buckets=_STEP_BUCKETS_S)
-        self._gauge("vllm:num_requests_running", "Sequences in a slot.", lambda: load().num_running)
-        self._gauge("vllm:num_requests_waiting", "Sequences queued for a slot.", lambda: load().num_waiting)
-        self._gauge("vllm:kv_cache_usage_perc", "Share of cache positions in use.", lambda: load().kv_cache_usage)
-        self._gauge(
-            "draftline:mean_budget",
-            "Recent mean of verified draft tokens per sequence and step.",
-            lambda: load().mean_budget,
-        )
         self._totals = SpeculationStats()
-        self._gauge(
-            "draftline:accepted_length",
-            "Tokens per target step since the start, steps without a draft included; 0 before the first.",
-            lambda: self._totals.tokens_per_step,
-        )
+        self._tpot = DecayingMean(_HALF_LIFE_S)
+        self._step_ratio = DecayingMean(_HALF_LIFE_S)
+        self._num_probes = self._num_prompt_tokens = self._num_cached_tokens = 0
+        self._draft_lock = threading.Lock()
+        for row in all_rows():
+            if row.kind != "histogram" and not row.labels:
+                # Shown as 0 from the start: an alert on a rate needs the series before the first event.
+                self._families[row.name].labels(model_name)
+        self._show("vllm:num_requests_running", lambda: load().num_running)
+        self._show("vllm:num_requests_waiting", lambda: load().num_waiting)
+        self._show("vllm:kv_cache_usage_perc", lambda: load().kv_cache_usage)
+        self._show("draftline:mean_budget", lambda: load().mean_budget)
+        self._show("draftline:accepted_length", lambda: self._totals.tokens_per_step)
+        self._show("draftline:step_time_ratio", lambda: self._step_ratio.mean)
+        self._show("draftline:calibration_error", lambda: load().step.calibration_ece)
+        self._show("draftline:calibration_brier", lambda: load().step.calibration_brier)
+        self._show("draftline:survival_correction", lambda: load().step.survival_correction)
 
     @property
     def totals(self) -> SpeculationStats:
         """Counters of all requests together since the start, without the histogram; a copy."""
         return replace(self._totals, accepted_histogram=[])
 
+    @property
+    def tpot_s(self) -> float:
+        """Time per output token of the last seconds; NaN before the first, and while nothing is decoded."""
+        return self._tpot.mean if self._load().num_running else math.nan
+
     def render(self) -> bytes:
         """The Prometheus text exposition."""
         return generate_latest(self.registry)
 
+    # -- requests -----------------------------------------------------------------------------------------------
+
     def record_admitted(self, num_prompt_tokens: int) -> None:
         """Count an admitted prompt."""
-        self._prompt_tokens.labels(**self._label).inc(num_prompt_tokens)
+        self._count("vllm:prompt_tokens", num_prompt_tokens)
 
     def record_refused(self) -> None:
         """Count a 429."""
-        self._refused.labels(**self._label).inc()
-
-    def record_swap(self) -> None:
-        """Count a draft swap."""
-        self._swaps.labels(**self._label).inc()
+        self._count("draftline:requests_refused")
 
     def record_queued(self, seconds: float) -> None:
         """Time from arrival to the slot."""
-        self._queued.labels(**self._label).observe(seconds)
+        self._observe("vllm:request_queue_time_seconds", seconds)
 
     def record_first_token(self, seconds: float) -> None:
         """Time from arrival to the first token."""
-        self._ttft.labels(**self._label).observe(seconds)
+        self._observe("vllm:time_to_first_token_seconds", seconds)
 
     def record_gap(self, seconds: float, num_tokens: int) -> None:
         """``num_tokens`` arrived together ``seconds`` after the ones before."""
-        child = self._gap.labels(**self._label)
         for _ in range(num_tokens):
-            child.observe(seconds / num_tokens)
+            self._observe("vllm:inter_token_latency_seconds", seconds / num_tokens)
+        self._tpot.add(seconds / num_tokens, num_tokens)
 
     def record_finished(self, reason: str, seconds: float) -> None:
         """A sequence ended."""
-        self._finished.labels(**self._label, finished_reason=reason).inc()
-        self._e2e.labels(**self._label).observe(seconds)
+        self._count("vllm:request_success", 1, reason)
+        self._observe("vllm:e2e_request_latency_seconds", seconds)
+
+    # -- steps; called by the engine thread only ----------------------------------------------------------------
 
     def record_step(self, events: Sequence[TokenEvent], seconds: float) -> None:
-        """Count one engine step; called by the engine thread only."""
-        self._step.labels(**self._label).observe(seconds)
+        """Count one engine step."""
+        self._observe("draftline:step_seconds", seconds)
         for event in events:
-            self._generated.labels(**self._label).inc(len(event.token_ids))
+            self._count("vllm:generation_tokens", len(event.token_ids))
             self._count_speculation(event)
+
+    def record_prefixes(self, num_prompt_tokens: int, num_cached_tokens: int) -> None:
+        """Count from the engine's totals since its start."""
+        self._count("vllm:prefix_cache_queries", num_prompt_tokens - self._num_prompt_tokens)
+        self._count("vllm:prefix_cache_hits", num_cached_tokens - self._num_cached_tokens)
+        self._num_prompt_tokens, self._num_cached_tokens = num_prompt_tokens, num_cached_tokens
+
+    def record_report(self, report: StepReport) -> None:
+        """Count what the scheduler says of a step."""
+        self._observe("draftline:step_tokens", report.num_tokens)
+        self._observe("draftline:verify_budget", report.budget)
+        self._count("draftline:draft_seconds", report.draft_ms / 1000)
+        self._count("draftline:verify_seconds", report.verify_ms / 1000)
+        # The number starts again with another draft.
+        self._count("draftline:draft_probes", max(report.num_probes - self._num_probes, 0))
+        self._num_probes = report.num_probes
+        if report.predicted_ms > 0:
+            self._count("draftline:predicted_step_seconds", report.predicted_ms / 1000)
+            self._count("draftline:measured_step_seconds", report.measured_ms / 1000)
+            self._step_ratio.add(report.measured_ms / report.predicted_ms)
 
     def _count_speculation(self, event: TokenEvent) -> None:
         now, before = event.stats, self._previous.pop(event.request_id, SpeculationStats())
         if event.finish_reason is None:
             self._previous[event.request_id] = now
-        self._drafts.labels(**self._label).inc(now.num_spec_steps - before.num_spec_steps)
-        self._drafted.labels(**self._label).inc(now.num_draft_tokens - before.num_draft_tokens)
-        self._accepted.labels(**self._label).inc(now.num_accepted_tokens - before.num_accepted_tokens)
-        self._totals.num_spec_steps += now.num_spec_steps - before.num_spec_steps
-        self._totals.num_draft_tokens += now.num_draft_tokens - before.num_draft_tokens
-        self._totals.num_accepted_tokens += now.num_accepted_tokens - before.num_accepted_tokens
+        steps = now.num_spec_steps - before.num_spec_steps
+        drafted = now.num_draft_tokens - before.num_draft_tokens
+        accepted = now.num_accepted_tokens - before.num_accepted_tokens
+        self._count("vllm:spec_decode_num_drafts", steps)
+        self._count("vllm:spec_decode_num_draft_tokens", drafted)
+        self._count("vllm:spec_decode_num_accepted_tokens", accepted)
+        self._totals.num_spec_steps += steps
+        self._totals.num_draft_tokens += drafted
+        self._totals.num_accepted_tokens += accepted
         self._totals.num_steps += now.num_steps - before.num_steps
         self._totals.num_output_tokens += now.num_output_tokens - before.num_output_tokens
         old = before.accepted_histogram + [0] * (len(now.accepted_histogram) - len(before.accepted_histogram))
@@ -132,15 +143,67 @@ class ServingMetrics:
         for num_accepted in range(len(now.accepted_histogram) - 1, 0, -1):
             above += now.accepted_histogram[num_accepted] - old[num_accepted]
             if above:
-                self._accepted_at.labels(**self._label, position=str(num_accepted - 1)).inc(above)
+                self._count("vllm:spec_decode_num_accepted_tokens_per_pos", above, str(num_accepted - 1))
 
-    def _counter(self, name: str, text: str) -> Counter:
-        counter = Counter(name, text, ["model_name"], registry=self.registry)
-        counter.labels(**self._label)
-        return counter
+    # -- the draft ----------------------------------------------------------------------------------------------
 
-    def _histogram(self, name: str, text: str, *, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(name, text, ["model_name"], registry=self.registry, buckets=buckets)
+    def show_draft(self, draft: str | None, evaluated_B: Sequence[float] | None) -> None:
+        """Say which draft is in use, and how it was evaluated."""
+        with self._draft_lock:
+            for name in ("draftline:draft_info", "draftline:evaluated_survival", "draftline:block_survival"):
+                self._gauge(name).clear()
+            if draft is not None:
+                self._gauge("draftline:draft_info").labels(self.model_name, draft).set(1)
+            for position, share in enumerate(evaluated_B or ()):
+                self._gauge("draftline:evaluated_survival").labels(self.model_name, str(position)).set(share)
 
-    def _gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
-        Gauge(name, text, ["model_name"], registry=self.registry).labels(**self._label).set_function(read)
+    def show_acceptance(self, survival_B: Sequence[float]) -> None:
+        """Live survival by position."""
+        with self._draft_lock:
+            for position, share in enumerate(survival_B):
+                self._gauge("draftline:block_survival").labels(self.model_name, str(position)).set(share)
+
+    def show(self, name: str, read: Callable[[], float]) -> None:
+        """Let a gauge without labels of its own read its value when it is scraped."""
+        self._show(name, read)
+
+    def record_swap(self) -> None:
+        """Count a draft swap."""
+        self._count("draftline:draft_swaps")
+
+    def record_swap_refused(self) -> None:
+        """Count a promoted draft that was refused."""
+        self._count("draftline:draft_swaps_refused")
+
+    def record_drift(self) -> None:
+        """Count a drift event."""
+        self._count("draftline:drift_events")
+
+    # -- families -----------------------------------------------------------------------------------------------
+
+    def _count(self, name: str, amount: float = 1, *labels: str) -> None:
+        family = self._families[name]
+        assert isinstance(family, Counter)
+        family.labels(self.model_name, *labels).inc(amount)
+
+    def _observe(self, name: str, value: float) -> None:
+        family = self._families[name]
+        assert isinstance(family, Histogram)
+        family.labels(self.model_name).observe(value)
+
+    def _gauge(self, name: str) -> Gauge:
+        family = self._families[name]
+        assert isinstance(family, Gauge)
+        return family
+
+    def _show(self, name: str, read: Callable[[], float]) -> None:
+        self._gauge(name).labels(self.model_name).set_function(read)
+
+
+def _family(row: MetricRow, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
+    labels = [MODEL_LABEL, *row.labels]
+    if row.kind == "counter":
+        return Counter(row.name, row.text, labels, registry=registry)
+    if row.kind == "gauge":
+        return Gauge(row.name, row.text, labels, registry=registry)
+    return Histogram(row.name, row.text, labels, registry=registry, buckets=row.buckets)

@@ -6,13 +6,15 @@ engine; the one in use stays.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,15 @@ from typing import TYPE_CHECKING, Protocol
 import httpx
 
 from draftline.errors import DraftlineError, FormatError, PlatformError, RegistryError
-from draftline.registry_layout import CALIBRATION_FILE, DRAFT_DIR, WEIGHTS_PATH, digests_from_tags, verify_folder
+from draftline.registry_layout import (
+    CALIBRATION_FILE,
+    DRAFT_DIR,
+    METRICS_FILE,
+    TAG_DRIFT,
+    WEIGHTS_PATH,
+    digests_from_tags,
+    verify_folder,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 _REACH_TIMEOUT_S = 5.0
+_MAX_UNREPORTED = 16
 
 
 @dataclass(frozen=True)
@@ -40,11 +51,19 @@ class DraftFiles:
         name: For people and ``/v1/models``, for example ``support-desk/3``.
         draft_dir: Folder of ``config.json`` and ``model.safetensors``.
         calibration_file: Its ``calibration.json``, or ``None``.
+        metrics_file: Its evaluation, ``metrics.json``, or ``None``.
     """
 
     name: str
     draft_dir: Path
     calibration_file: Path | None
+    metrics_file: Path | None = None
+
+    @property
+    def block_size(self) -> int:
+        """Most tokens that it proposes per step."""
+        document = json.loads((self.draft_dir / "config.json").read_text(encoding="utf-8"))
+        return int(document.get("block_size", 0))
 
 
 class DraftSource(Protocol):
@@ -56,6 +75,10 @@ class DraftSource(Protocol):
 
     def fetch(self, name: str) -> DraftFiles:
         """Bring that draft here and verify it. Raises FormatError too."""
+        ...
+
+    def report_drift(self, name: str, event: str) -> None:
+        """Leave an event (one line of JSON) where whoever retrains looks. Raises RegistryError or PlatformError."""
         ...
 
 
@@ -76,6 +99,9 @@ class FolderSource:
     def fetch(self, name: str) -> DraftFiles:
         """See :class:`DraftSource`."""
         return _files(name, self._folder)
+
+    def report_drift(self, name: str, event: str) -> None:
+        """Nobody looks here; the event is in the log."""
 
 
 class RegistrySource:
@@ -128,6 +154,13 @@ class RegistrySource:
         self._download(version, folder, digests)
         return _files(name, folder, digests)
 
+    def report_drift(self, name: str, event: str) -> None:
+        """Tag the version; MLflow tells its webhooks of every tag that is set."""
+        version = name.rpartition("/")[2]
+        client = self._client()
+        with _registry_errors(f"tag {self._model} version {version}"):
+            client.set_model_version_tag(self._model, version, TAG_DRIFT, event)
+
     def _client(self) -> MlflowClient:
         if self._tracking_uri.startswith(("http://", "https://")):
             _require_answer(self._tracking_uri)
@@ -173,24 +206,38 @@ def open_source(uri: str, *, tracking_uri: str | None, cache_dir: Path) -> Draft
     return RegistrySource(uri, tracking_uri, cache_dir)
 
 
+class Seat(Protocol):
+    """Where a draft sits: a replica, as its follower sees it."""
+
+    def swap(self, files: DraftFiles) -> None:
+        """Load a fetched draft and put it into the engine. Raises DraftlineError when it does not fit."""
+        ...
+
+    def note_refusal(self, name: str) -> None:
+        """A promoted draft was refused; counted."""
+        ...
+
+    def take_drift_events(self) -> list[str]:
+        """What is to be reported of the draft in use, one line of JSON each."""
+        ...
+
+
 class DraftFollower:
     """Polls a source and swaps the engine's draft when another one is promoted.
 
     Args:
         source: Where drafts come from.
         current: Name of the draft in use.
-        swap: Loads a fetched draft and puts it into the engine; raises
-            :class:`DraftlineError` when it does not fit.
+        seat: Takes the drafts.
         poll_s: Seconds between looks.
     """
 
-    def __init__(
-        self, source: DraftSource, current: str, swap: Callable[[DraftFiles], None], *, poll_s: float = 20.0
-    ) -> None:
+    def __init__(self, source: DraftSource, current: str, seat: Seat, *, poll_s: float = 20.0) -> None:
         self._source = source
         self._current = current
         self._refused: str | None = None
-        self._swap = swap
+        self._seat = seat
+        self._unreported: deque[tuple[str, str]] = deque(maxlen=_MAX_UNREPORTED)
         self._poll_s = poll_s
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="draftline-follower", daemon=True)
@@ -205,6 +252,7 @@ class DraftFollower:
 
     def check(self) -> bool:
         """Look once; True when the draft was swapped. Never raises: serving goes on with the old draft."""
+        self._report()
         try:
             wanted = self._source.current()
         except DraftlineError as error:
@@ -216,7 +264,7 @@ class DraftFollower:
         if wanted == self._refused:
             return False
         try:
-            self._swap(self._source.fetch(wanted))
+            self._seat.swap(self._source.fetch(wanted))
         except (RegistryError, PlatformError) as error:
             # Says nothing about the draft: the registry may answer at the next look.
             logger.warning("keeping draft %s, %s could not be fetched: %s", self._current, wanted, error)
@@ -224,11 +272,22 @@ class DraftFollower:
         except DraftlineError as error:
             # Remembered, or the same refusal would be downloaded and logged at every look.
             self._refused = wanted
+            self._seat.note_refusal(wanted)
             logger.error("draft %s is refused, keeping %s: %s", wanted, self._current, error)
             return False
         logger.info("draft swapped from %s to %s without interrupting any request", self._current, wanted)
         self._current, self._refused = wanted, None
         return True
+
+    def _report(self) -> None:
+        """Hand on what is known of the draft in use; what the registry does not take now waits for the next look."""
+        self._unreported.extend((self._current, event) for event in self._seat.take_drift_events())
+        try:
+            while self._unreported:
+                self._source.report_drift(*self._unreported[0])
+                self._unreported.popleft()
+        except DraftlineError as error:
+            logger.warning("a drift event waits to be reported: %s", error)
 
     def _run(self) -> None:
         while not self._stopping.wait(self._poll_s):
@@ -245,9 +304,12 @@ def _files(name: str, folder: Path, digests: Mapping[str, str] | None = None) ->
         raise RegistryError(
             f"no draft in {folder}", expected="a folder with config.json and model.safetensors", remedy="Check the path"
         )
-    calibration = folder / CALIBRATION_FILE
-    is_there = calibration.is_file() and (digests is None or CALIBRATION_FILE in digests)
-    return DraftFiles(name, draft_dir, calibration if is_there else None)
+
+    def vouched(file: str) -> Path | None:
+        is_there = (folder / file).is_file() and (digests is None or file in digests)
+        return folder / file if is_there else None
+
+    return DraftFiles(name, draft_dir, vouched(CALIBRATION_FILE), vouched(METRICS_FILE))
 
 
 @contextmanager

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from draftline.errors import PlatformError
 from draftline.spec import RunSpec
+from serving import autoscaling
+from serving.capacity import LatencyTarget, plain_step_cost
 from serving.registry import DraftFiles, DraftFollower, DraftSource, open_source
 from serving.service import CompletionService, ServiceInfo
 from serving.tokenizer import TokenizerText
+from serving.watch import DraftWatch
 from serving.worker import EngineWorker, ServingEngine
 
 if TYPE_CHECKING:
@@ -59,6 +61,19 @@ class Replica:
 
     service: CompletionService
     follower: DraftFollower | None
+    latency: LatencyTarget = field(default_factory=LatencyTarget)
+
+    def autoscaling_stats(self) -> dict[str, float]:
+        """What :mod:`serving.autoscaling` sums up, under its names."""
+        worker = self.service.worker
+        load = worker.load()
+        return {
+            autoscaling.RUNNING: float(load.num_running),
+            autoscaling.WAITING: float(load.num_waiting),
+            autoscaling.KV_USAGE: load.kv_cache_usage,
+            autoscaling.SLO_REQUESTS: float(self.latency.slo_requests or worker.max_running),
+            autoscaling.SLO_RATIO: self.latency.ratio(worker.metrics.tpot_s),
+        }
 
     def close(self) -> None:
         """Stop following and stop the engine."""
@@ -110,10 +125,16 @@ def start_replica(config: ReplicaConfig, source: DraftSource | None = None) -> R
     )
     worker.start().result()
     target = targets[0]
+    latency = LatencyTarget(serving.target_tpot_ms, serving.max_requests)
+    watch = DraftWatch(worker.metrics, serving.drift)
+    worker.call(lambda engine: _begin(engine, watch, latency, draft)).result()
+    worker.on_blocks = watch.record
+    worker.metrics.show("draftline:slo_requests", lambda: latency.slo_requests)
+    worker.metrics.show("draftline:slo_ratio", lambda: latency.ratio(worker.metrics.tpot_s))
     info = ServiceInfo(
         model_name=serving.model_name,
         max_context=min(serving.max_context, target.max_context),
-        num_spec_tokens=block_size(draft),
+        num_spec_tokens=draft.block_size if draft else 0,
         draft=draft.name if draft else None,
         created=int(time.time()),
         policy=serving.policy,
@@ -121,10 +142,16 @@ def start_replica(config: ReplicaConfig, source: DraftSource | None = None) -> R
     text = TokenizerText(target.tokenizer, target.vocab_size, enable_thinking=target.enable_thinking)
     service = CompletionService(worker, text, info)
     if source is None or draft is None:
-        return Replica(service, None)
-    follower = DraftFollower(source, draft.name, lambda files: swap_draft(service, target, files), poll_s=config.poll_s)
+        return Replica(service, None, latency)
+    follower = DraftFollower(source, draft.name, EngineSeat(service, target, watch, latency), poll_s=config.poll_s)
     follower.start()
-    return Replica(service, follower)
+    return Replica(service, follower, latency)
+
+
+def _begin(engine: ServingEngine, watch: DraftWatch, latency: LatencyTarget, draft: DraftFiles | None) -> None:
+    """What has to be known of the draft from its first step on; runs between two steps."""
+    watch.use(draft)
+    latency.use(plain_step_cost(engine.costs))
 
 
 def open_draft_source(config: ReplicaConfig) -> DraftSource:
@@ -140,37 +167,61 @@ def open_draft_source(config: ReplicaConfig) -> DraftSource:
     )
 
 
-def swap_draft(service: CompletionService, target: Target, files: DraftFiles) -> None:
-    """Put another draft into the running engine; requests in flight go on.
+@dataclass(frozen=True)
+class EngineSeat:
+    """The place of the draft in a running replica; see :class:`serving.registry.Seat`.
 
-    Loading happens in the calling thread, only the exchange between two steps.
-
-    Raises:
-        DraftlineError: the draft is damaged, not for this target, or not the one its calibration was fitted for;
-            the old one stays.
+    Attributes:
+        service: Says which draft is in use.
+        target: What the draft must fit.
+        watch: Compares it with its evaluation.
+        latency: Takes over what steps cost with it.
     """
-    from draftline.calibration.survival import Calibration
-    from draftline.engine.build import check_calibration, load_draft
 
-    draft = load_draft(files.draft_dir, target)
-    calibration = Calibration.from_json(files.calibration_file.read_text()) if files.calibration_file else None
-    if calibration is not None:
-        check_calibration(calibration, draft)
+    service: CompletionService
+    target: Target
+    watch: DraftWatch
+    latency: LatencyTarget
 
-    def exchange(engine: ServingEngine) -> None:
-        engine.swap_draft(draft)
-        engine.calibration = calibration
+    def swap(self, files: DraftFiles) -> None:
+        """Put another draft into the running engine; requests in flight go on.
 
-    service.worker.call(exchange).result()
-    service.set_draft(files.name, block_size(files))
-    service.worker.metrics.record_swap()
+        Loading happens in the calling thread, only the exchange between two
+        steps: draft, calibration, costs and reference change together.
 
+        Raises:
+            DraftlineError: the draft is damaged, not for this target, or not the one its calibration was fitted
+                for; the old one stays.
+        """
+        from draftline.calibration.survival import Calibration
+        from draftline.engine.build import check_calibration, load_draft
+        from draftline.scheduling.costs import CostTable
 
-def block_size(draft: DraftFiles | None) -> int:
-    """Most tokens that a draft proposes per step; 0 without one."""
-    if draft is None:
-        return 0
-    return int(json.loads((draft.draft_dir / "config.json").read_text()).get("block_size", 0))
+        draft = load_draft(files.draft_dir, self.target)
+        calibration = Calibration.from_json(files.calibration_file.read_text()) if files.calibration_file else None
+        if calibration is not None:
+            check_calibration(calibration, draft)
+        stored = calibration.extra.get("cost_table") if calibration is not None else None
+        costs = CostTable.from_json(stored) if stored else None
+
+        def exchange(engine: ServingEngine) -> None:
+            engine.swap_draft(draft)
+            engine.calibration = calibration
+            if costs is not None and (differing := engine.use_costs(costs)):
+                logger.info("the step costs of %s are not used: %s", files.name, "; ".join(differing))
+            _begin(engine, self.watch, self.latency, files)
+
+        self.service.worker.call(exchange).result()
+        self.service.set_draft(files.name, files.block_size)
+        self.service.worker.metrics.record_swap()
+
+    def note_refusal(self, name: str) -> None:
+        """Count it."""
+        self.service.worker.metrics.record_swap_refused()
+
+    def take_drift_events(self) -> list[str]:
+        """Of the watch."""
+        return [event.to_json() for event in self.watch.take_events()]
 
 
 def read_api_keys(path: Path | None) -> tuple[str, ...]:

@@ -18,8 +18,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, Protocol
 
-from draftline.engine.requests import EngineLoad, EngineRequest, SpeculationStats, TokenEvent
+from draftline.engine.requests import (
+    NO_STEP,
+    DraftedBlocks,
+    EngineLoad,
+    EngineRequest,
+    SpeculationStats,
+    TokenEvent,
+)
 from draftline.errors import DraftlineError, InputError
+from serving.capacity import StepCosts
 from serving.errors import EngineFailed, NotReady, Overloaded
 from serving.metrics import ServingMetrics
 from serving.turnover import Turnover
@@ -55,6 +63,15 @@ class ServingEngine(Protocol):
 
     calibration: Any
     """Maps the draft's confidences; exchanged together with it."""
+
+    @property
+    def costs(self) -> StepCosts | None:
+        """What steps cost, with the draft in use."""
+        ...
+
+    def use_costs(self, costs: Any) -> list[str]:
+        """Take a stored cost table if it was measured on such a machine; what differs, in words, if not."""
+        ...
 
     def swap_draft(self, draft: Any) -> None:
         """Exchange the draft; requests in flight continue. Only the engine knows the draft's type."""
@@ -118,6 +135,10 @@ class EngineWorker:
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._main, name="draftline-engine", daemon=True)
         self.metrics = ServingMetrics(model_name, self.load)
+        self.max_running = max_running
+        self._last_report = NO_STEP
+        self.on_blocks: Callable[[DraftedBlocks], None] = lambda blocks: None
+        """Called in the engine's thread with what each step drafted."""
 
     def start(self) -> Future[None]:
         """Start the thread; the future is done when the engine is built, or holds its error."""
@@ -264,6 +285,7 @@ class EngineWorker:
         self.metrics.record_step(events, now_s - started_s)
         with self._wake:
             self._turnover.record_step(sum(len(event.token_ids) for event in events), now_s - started_s)
+        self._note_load(engine.load())
         by_ticket: dict[int, tuple[Ticket, list[TokenEvent | Exception]]] = {}
         for event in events:
             sequence = self._sequences.get(event.request_id)
@@ -277,6 +299,17 @@ class EngineWorker:
         self._fill_slots(engine)
         self._refresh_load(engine)
         _deliver(list(by_ticket.values()))
+
+    def _note_load(self, load: EngineLoad) -> None:
+        report = load.step
+        self.metrics.record_prefixes(load.num_prompt_tokens, load.num_cached_tokens)
+        if report is self._last_report:
+            # A step that only dropped cancelled requests computed nothing.
+            return
+        self._last_report = report
+        self.metrics.record_report(report)
+        if report.blocks is not None:
+            self.on_blocks(report.blocks)
 
     def _time(self, sequence: _Sequence, event: TokenEvent, now_s: float) -> None:
         if event.token_ids:

@@ -85,7 +85,9 @@ def build_engine(
         engine.swap_draft(draft)
     elif serving.proposer == "prompt_lookup":
         engine.swap_proposer(PromptLookup)
-    if policy.is_adaptive:
+    # The autoscaler reads off them how many requests a replica holds within the latency target.
+    is_scaled = serving.max_replicas > serving.min_replicas
+    if policy.is_adaptive or is_scaled:
         find_costs(engine, calibration)
     return engine
 

@@ -26,6 +26,8 @@ from draftline.draft.serve import new_proposer
 from draftline.engine.checks import MAX_BLOCK_SIZE, check_fits, check_request
 from draftline.engine.drafts import StepDrafts, step_drafts
 from draftline.engine.requests import (
+    NO_STEP,
+    DraftedBlocks,
     EngineLoad,
     EngineRequest,
     SpeculationStats,
@@ -117,7 +119,10 @@ class Engine:
         self._make_proposer: ProposerFactory | None = None
         self._draft_facts: dict[str, str] = {}
         self._mean_budget = 0.0
-        self._report = StepReport()
+        self._report = NO_STEP
+        self._survival_MB: NDArray[np.float64] | None = None
+        self._num_prompt_tokens = 0
+        self._num_cached_tokens = 0
 
     # -- scheduling ---------------------------------------------------------------------------------------------
 
@@ -221,7 +226,13 @@ class Engine:
         used = sum(r.num_processed for r in self._slots.running)
         capacity = self._limits.num_slots * self._limits.max_context
         return EngineLoad(
-            len(self._slots.running), len(self._waiting), used / capacity, self._mean_budget, self._report
+            len(self._slots.running),
+            len(self._waiting),
+            used / capacity,
+            self._mean_budget,
+            self._report,
+            self._num_prompt_tokens,
+            self._num_cached_tokens,
         )
 
     def swap_draft(self, draft: DraftModel | None) -> None:
@@ -355,10 +366,27 @@ class Engine:
         for request in finished:
             self._release(request)
         took.other_ms = 1000 * (time.perf_counter() - started_s) - took.draft_ms - took.verify_ms
-        self._learn(np.array(lengths, dtype=np.int64), accepted_M, took, offset)
+        lengths_M = np.array(lengths, dtype=np.int64)
+        blocks = self._blocks(drafting, lengths_M, accepted_M)
+        self._learn(lengths_M, accepted_M, took, offset, blocks)
         return events
 
-    def _learn(self, lengths_M: NDArray[np.int64], accepted_M: NDArray[np.int64], took: Segments, tokens: int) -> None:
+    def _blocks(
+        self, drafting: Sequence[RunningRequest], lengths_M: NDArray[np.int64], accepted_M: NDArray[np.int64]
+    ) -> DraftedBlocks | None:
+        if not drafting:
+            return None
+        ids = [r.request.request_id for r in drafting]
+        return DraftedBlocks(ids, self._scheduler.block_size, self._survival_MB, lengths_M, accepted_M)
+
+    def _learn(
+        self,
+        lengths_M: NDArray[np.int64],
+        accepted_M: NDArray[np.int64],
+        took: Segments,
+        tokens: int,
+        blocks: DraftedBlocks | None,
+    ) -> None:
         """Tell the scheduler what came of its step, and keep a report of it."""
         scheduler, budget = self._scheduler, int(lengths_M.sum())
         plan = scheduler.current_plan
@@ -379,6 +407,7 @@ class Engine:
             calibration_ece=scheduler.calibration_error.ece,
             calibration_brier=scheduler.calibration_error.brier,
             survival_correction=scheduler.estimate.common_correction,
+            blocks=blocks,
         )
 
     def _admit(self) -> None:
@@ -394,6 +423,8 @@ class Engine:
                 later.append(waiting)
                 continue
             slot, request = len(slots.running), waiting.request
+            self._num_prompt_tokens += len(request.prompt_ids)
+            self._num_cached_tokens += length
             if length and source != slot:
                 self._cache.move(source, slot, length)
                 if self._proposer is not None:
@@ -456,6 +487,7 @@ class Engine:
         if proposal.confidence_RB is not None:
             raw = proposal.confidence_RB.double().cpu().numpy()
             survival = (self.calibration or Calibration.identity(block)).survival(raw)
+        self._survival_MB = survival
         # A request never needs more drafts than tokens it may still emit, less the target's own.
         caps = np.minimum([r.num_left - 1 for r in drafting], block)
         if proposal.lengths_R is not None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 TopLogprobs = tuple[tuple[int, float], ...]
 """Token ids and their log-probabilities, likeliest first."""
@@ -140,6 +144,25 @@ class TokenEvent:
 
 
 @dataclass(frozen=True)
+class DraftedBlocks:
+    """The drafted blocks of one step and what became of them; R blocks of B positions.
+
+    Attributes:
+        request_ids: Whose, R.
+        block_size: B.
+        survival_RB: Calibrated P(first k drafts accepted), ``None`` without a confidence head.
+        num_verified_R: Drafts that were verified, 0 to B.
+        num_accepted_R: Of those, accepted.
+    """
+
+    request_ids: Sequence[str]
+    block_size: int
+    survival_RB: NDArray[np.float64] | None
+    num_verified_R: NDArray[np.int64]
+    num_accepted_R: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class StepReport:
     """What the last step did and what the scheduler knew of it; zeros before the first.
 
@@ -158,6 +181,7 @@ class StepReport:
         calibration_ece: Running expected calibration error of predicted survival against acceptance.
         calibration_brier: Running Brier score of the same.
         survival_correction: Accepted over predicted drafts lately; 1 where confidences are right on average.
+        blocks: What was drafted, ``None`` when nothing was.
     """
 
     predicted_ms: float = 0.0
@@ -174,6 +198,11 @@ class StepReport:
     calibration_ece: float = 0.0
     calibration_brier: float = 0.0
     survival_correction: float = 1.0
+    blocks: DraftedBlocks | None = None
+
+
+NO_STEP = StepReport()
+"""Before the first step."""
 
 
 @dataclass(frozen=True)
@@ -186,10 +215,14 @@ class EngineLoad:
         kv_cache_usage: Share of cache positions in use, 0 to 1.
         mean_budget: Recent mean of verified draft tokens per request and step.
         step: The last step.
+        num_prompt_tokens: Prompt tokens of all requests that got a slot since the start.
+        num_cached_tokens: Of those, taken over from the cache instead of computed.
     """
 
     num_running: int
     num_waiting: int
     kv_cache_usage: float
     mean_budget: float
-    step: StepReport = StepReport()
+    step: StepReport = NO_STEP
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0

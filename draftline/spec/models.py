@@ -499,6 +499,25 @@ class VllmSpec(Part):
     extra_args: dict[str, JsonValue] = {}
 
 
+class DriftSpec(Part):
+    """When the served draft counts as drifted from its registered evaluation.
+
+    Attributes:
+        max_drop: Live accepted length may be lower than evaluated by at most this share; both of whole blocks, so that
+            a scheduler that verifies less changes neither.
+        significance: Probability of an alarm where the drop is just the one allowed.
+        window_blocks: Drafted blocks that are looked at together, the newest ones.
+        min_blocks: Blocks before anything is judged.
+        min_requests: Requests that they must come from: blocks of one answer resemble one another.
+    """
+
+    max_drop: Fraction = 0.1
+    significance: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.001
+    window_blocks: PositiveInt = 20_000
+    min_blocks: PositiveInt = 2_000
+    min_requests: Annotated[int, Field(ge=10)] = 50
+
+
 class ServingSpec(Part):
     """The endpoint.
 
@@ -525,6 +544,11 @@ class ServingSpec(Part):
         min_replicas: Lower bound of the autoscaler.
         max_replicas: Upper bound of the autoscaler.
         ui: Serve a chat page with live figures at ``/ui``.
+        target_tpot_ms: Latency target, milliseconds per output token of one request. Replicas are added so that each
+            decodes no more requests than its step-cost table allows within it.
+        upscale_delay_s: Seconds that more work must last before replicas are added.
+        downscale_delay_s: Seconds that less work must last before replicas are given up.
+        drift: When live acceptance counts as lower than evaluated.
     """
 
     engine: Literal["draftline", "vllm"] = "draftline"
@@ -541,6 +565,10 @@ class ServingSpec(Part):
     min_replicas: PositiveInt = 1
     max_replicas: PositiveInt = 1
     ui: bool = True
+    target_tpot_ms: Annotated[float, Field(gt=0.0)] = 100.0
+    upscale_delay_s: Annotated[float, Field(ge=0.0)] = 10.0
+    downscale_delay_s: Annotated[float, Field(ge=0.0)] = 120.0
+    drift: DriftSpec = DriftSpec()
 
     @model_validator(mode="after")
     def _replica_bounds(self) -> ServingSpec:

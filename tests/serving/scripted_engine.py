@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from draftline.engine.requests import EngineLoad, EngineRequest, FinishReason, SpeculationStats, TokenEvent
 from draftline.errors import InputError
+from serving.capacity import StepCosts
 
 Script = Callable[[EngineRequest], Sequence[int]]
 
@@ -61,6 +62,7 @@ class ScriptedEngine:
         self.max_context = max_context
         self.step_s = step_s
         self.calibration: object = None
+        self.costs: StepCosts | None = None
         self.crash: Exception | None = None
         self.gate = threading.Event()
         self.gate.set()
@@ -85,6 +87,10 @@ class ScriptedEngine:
     def cancel(self, request_id: str) -> None:
         """See the real engine."""
         self._cancelled.append(request_id)
+
+    def use_costs(self, costs: object) -> list[str]:
+        """See the real engine."""
+        return ["scripted"]
 
     def swap_draft(self, draft: object) -> None:
         """See the real engine."""

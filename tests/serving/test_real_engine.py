@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +17,7 @@ import httpx
 import openai
 import pytest
 import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
 
 from draftline.errors import TargetError
 from draftline.spec import RunSpec, derive, recipe
@@ -99,6 +103,7 @@ class Promotable:
     def __init__(self, root: Path, champion: str) -> None:
         self.root = root
         self.champion = champion
+        self.reported: list[tuple[str, str]] = []
 
     def current(self) -> str:
         """See DraftSource."""
@@ -108,6 +113,10 @@ class Promotable:
         """See DraftSource."""
         return FolderSource(self.root / name).fetch(name)
 
+    def report_drift(self, name: str, event: str) -> None:
+        """See DraftSource."""
+        self.reported.append((name, event))
+
 
 def test_answers_are_the_targets_own_while_drafts_come_and_go(
     tiny_target_dir: Path, plain_answers: list[list[float]], tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -116,6 +125,13 @@ def test_answers_are_the_targets_own_while_drafts_come_and_go(
     write_draft(tmp_path / "two", tiny_target_dir, seed=2)
     write_draft(tmp_path / "misfit", tiny_target_dir, seed=3, is_misfit=True)
     write_draft(tmp_path / "miscalibrated", tiny_target_dir, seed=4, num_temperatures=BLOCK_SIZE - 1)
+    weights = write_draft(tmp_path / "truncated", tiny_target_dir, seed=5) / "draft" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    weights = write_draft(tmp_path / "pickled", tiny_target_dir, seed=5) / "draft" / "model.safetensors"
+    weights.write_bytes(pickle.dumps({"weights": [1.0]}))
+    weights = write_draft(tmp_path / "unsafe", tiny_target_dir, seed=5) / "draft" / "model.safetensors"
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    refused = ("misfit", "miscalibrated", "truncated", "pickled", "unsafe")
     source = Promotable(tmp_path, "one")
     config = ReplicaConfig(tiny_spec(tiny_target_dir), num_threads=1, poll_s=0.02)
     replica = start_replica(config, source)
@@ -124,10 +140,9 @@ def test_answers_are_the_targets_own_while_drafts_come_and_go(
         wait_until(lambda: replica.service.worker.load().num_running == 3)
         source.champion = "two"
         wait_until(lambda: replica.service.info.draft == "two")
-        source.champion = "misfit"
-        wait_until(lambda: "misfit is refused, keeping two" in caplog.text)
-        source.champion = "miscalibrated"
-        wait_until(lambda: "miscalibrated is refused, keeping two" in caplog.text)
+        for name in refused:
+            source.champion = name
+            wait_until(lambda line=f"{name} is refused, keeping two": line in caplog.text)
         source.champion = "one"
         wait_until(lambda: replica.service.info.draft == "one")
         assert not all(task.done() for task in asked), "the swaps came too late to test anything"
@@ -137,7 +152,46 @@ def test_answers_are_the_targets_own_while_drafts_come_and_go(
     for values, plain in zip(answers, plain_answers, strict=True):
         assert values == pytest.approx(plain, abs=1e-4)
     assert 'draftline:draft_swaps_total{model_name="tiny"} 2.0' in metrics
+    assert f'draftline:draft_swaps_refused_total{{model_name="tiny"}} {len(refused)}.0' in metrics
+    assert 'draftline:draft_info{draft="one",model_name="tiny"} 1.0' in metrics
     assert 'vllm:spec_decode_num_draft_tokens_total{model_name="tiny"} 0.0' not in metrics, "nothing was speculated"
+
+
+def test_a_draft_that_is_worse_than_evaluated_is_reported_and_one_that_is_as_good_is_not(
+    tiny_target_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_draft(tmp_path / "one", tiny_target_dir, seed=1)
+    source = Promotable(tmp_path, "one")
+    spec = derive(
+        tiny_spec(tiny_target_dir),
+        {"serving.drift.window_blocks": 400, "serving.drift.min_blocks": 200, "serving.drift.min_requests": 10},
+    )
+    config = ReplicaConfig(spec, num_threads=1, poll_s=0.02)
+
+    def serve(survival: list[float] | None) -> dict[str, float]:
+        """Serve a good many requests; the draft's live survival by position."""
+        if survival is not None:
+            evaluation = {"suites": {"held-out": {"survival_by_position": survival}}}
+            (folder / "metrics.json").write_text(json.dumps(evaluation))
+        with serve_replica(start_replica(config, source)) as url, ThreadPoolExecutor(3) as clients:
+            list(clients.map(lambda number: answer(url, f"ticket {number}", 30), range(21)))
+            page = httpx.get(f"{url}/metrics").text
+            time.sleep(5 * config.poll_s)
+        return {
+            sample.labels.get("position", sample.name): sample.value
+            for family in text_string_to_metric_families(page)
+            for sample in family.samples
+            if sample.name in ("draftline:block_survival", "draftline:is_drifted", "draftline:drift_events_total")
+        }
+
+    live = serve(None)
+    positions = [live[str(position)] for position in range(BLOCK_SIZE)]
+    assert 0 < positions[0] < 1 and source.reported == []
+    assert serve(positions)["draftline:is_drifted"] == 0 and source.reported == []
+    worse = serve([1.0, 1.0, 1.0])
+    assert (worse["draftline:is_drifted"], worse["draftline:drift_events_total"]) == (1, 1)
+    ((name, event),) = source.reported
+    assert name == "one" and json.loads(event)["reason"] == "DraftAcceptanceDrift" and event in caplog.text
 
 
 def test_a_draft_for_another_target_does_not_start(tiny_target_dir: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from draftline.errors import DraftlineError, FormatError, PlatformError, RegistryError, TargetError
-from draftline.registry_layout import digest_tag, file_digest
+from draftline.registry_layout import TAG_DRIFT, digest_tag, file_digest
 from serving.registry import DraftFiles, DraftFollower, FolderSource, RegistrySource, open_source
 from tests.serving.servers import wait_until
 
@@ -169,9 +169,21 @@ class Swaps:
     def __init__(self) -> None:
         self.taken: list[str] = []
         self.refusals = 0
+        self.refused: list[str] = []
+        self.events: list[str] = []
         self.error: DraftlineError | None = None
 
-    def __call__(self, files: DraftFiles) -> None:
+    def note_refusal(self, name: str) -> None:
+        """See Seat."""
+        self.refused.append(name)
+
+    def take_drift_events(self) -> list[str]:
+        """See Seat."""
+        events, self.events = self.events, []
+        return events
+
+    def swap(self, files: DraftFiles) -> None:
+        """See Seat."""
         if self.error is not None:
             self.refusals += 1
             raise self.error
@@ -200,7 +212,7 @@ def test_the_follower_refuses_once_and_keeps_the_old_draft(registry: Registry, t
     registry.add(b"three")
     swaps.error = TargetError("made for another target")
     assert not follower.check() and not follower.check()
-    assert swaps.refusals == 1 and swaps.taken == []
+    assert swaps.refusals == 1 and swaps.taken == [] and swaps.refused == [f"{MODEL}/2", f"{MODEL}/3"]
     swaps.error = None
     registry.add(b"four")
     assert follower.check() and swaps.taken == [f"{MODEL}/4"]
@@ -212,6 +224,7 @@ class Flaky:
     def __init__(self, error: DraftlineError | None) -> None:
         self.champion = "a/2"
         self.error = error
+        self.reported: list[tuple[str, str]] = []
 
     def current(self) -> str:
         """See DraftSource."""
@@ -223,6 +236,12 @@ class Flaky:
             raise self.error
         return DraftFiles(name, Path(), None)
 
+    def report_drift(self, name: str, event: str) -> None:
+        """See DraftSource."""
+        if self.error is not None:
+            raise self.error
+        self.reported.append((name, event))
+
 
 @pytest.mark.parametrize("error", [RegistryError("could not download"), PlatformError("no MLflow server answers")])
 def test_a_registry_that_stumbles_refuses_nothing(error: DraftlineError) -> None:
@@ -231,6 +250,25 @@ def test_a_registry_that_stumbles_refuses_nothing(error: DraftlineError) -> None
     assert not follower.check() and swaps.taken == []
     flaky.error = None
     assert follower.check() and swaps.taken == ["a/2"]
+
+
+def test_a_drift_event_waits_for_a_registry_that_stumbles() -> None:
+    flaky, swaps = Flaky(RegistryError("could not tag")), Swaps()
+    flaky.champion = "a/1"
+    follower = DraftFollower(flaky, "a/1", swaps)
+    swaps.events = ["first", "second"]
+    assert not follower.check() and flaky.reported == []
+    flaky.error = None
+    assert not follower.check() and flaky.reported == [("a/1", "first"), ("a/1", "second")]
+    assert not follower.check() and len(flaky.reported) == 2
+
+
+def test_a_drift_event_becomes_a_tag_of_the_version(registry: Registry, tmp_path: Path) -> None:
+    registry.add(b"one")
+    swaps = Swaps()
+    swaps.events = ['{"reason": "DraftAcceptanceDrift"}']
+    DraftFollower(source(registry, tmp_path), f"{MODEL}/1", swaps).check()
+    assert registry.client.get_model_version(MODEL, "1").tags[TAG_DRIFT] == '{"reason": "DraftAcceptanceDrift"}'
 
 
 def test_an_alias_that_comes_back_is_judged_again() -> None:

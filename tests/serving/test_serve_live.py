@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -118,7 +119,10 @@ def test_a_client_that_leaves_frees_its_slot_through_serve(deployed: Deployed) -
     body = {"model": MODEL, "prompt": "x", "max_tokens": 1000, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{root}/v1/completions", json=body) as response:
         next(response.iter_lines())
-    wait_until(lambda: 'finished_reason="cancelled",model_name="tiny"} 1.0' in httpx.get(f"{root}/metrics").text, 10)
+    cancelled = re.compile(
+        r'vllm:request_success_total{finished_reason="cancelled",model_name="tiny",replica="\w+"} 1\.0'
+    )
+    wait_until(lambda: cancelled.search(httpx.get(f"{root}/metrics").text) is not None, 10)
 
 
 def test_a_promotion_under_load_swaps_the_draft_and_loses_nothing(deployed: Deployed) -> None:

@@ -1,0 +1,154 @@
+"""Scale-out, scale-in and recovery on a live Ray Serve; engines are scripted, the policy is the real one."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from draftline.spec import derive, recipe
+from pipelines.embedded.platform import Platform
+from serving.deploy import APP, deploy, undeploy
+from serving.replica import ReplicaConfig
+from tests.serving.scripted_replica import start_scripted
+from tests.serving.servers import wait_until
+
+pytestmark = [
+    pytest.mark.slow,
+    # Serve's own models say so once, when a process first imports them.
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated"),
+    # And this one whenever it reads a configuration back that has the field; why it has: serving.app.
+    pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field"),
+]
+
+MODEL = "scripted"
+SLOTS = 2
+PATIENCE_S = 60.0
+"""A replica starts in seconds; this machine may be busy."""
+
+
+def running_replicas() -> int:
+    """Replicas that take requests."""
+    from ray import serve
+
+    from serving.app import DEPLOYMENT
+
+    deployments = serve.status().applications[APP].deployments
+    return int(deployments[DEPLOYMENT].replica_states.get("RUNNING", 0))
+
+
+@dataclass
+class Load:
+    """Clients that ask again as soon as they are answered, and what became of their requests."""
+
+    url: str
+    answers: list[int] = field(default_factory=list)
+    history: list[tuple[float, int]] = field(default_factory=list)
+
+    @contextmanager
+    def clients(self, count: int) -> Iterator[None]:
+        """Keep ``count`` requests under way."""
+        stopping = threading.Event()
+        threads = [threading.Thread(target=self._ask, args=(stopping,)) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            stopping.set()
+            for thread in threads:
+                thread.join(30)
+
+    def _ask(self, stopping: threading.Event) -> None:
+        body = {"model": MODEL, "prompt": "x", "max_tokens": 400, "ignore_eos": True}
+        with httpx.Client(timeout=60) as client:
+            while not stopping.is_set():
+                self.answers.append(client.post(f"{self.url}/v1/completions", json=body).status_code)
+
+    def watch(self, until: int, then_s: float) -> list[int]:
+        """Replica counts until there are ``until``, and for ``then_s`` after that."""
+        counts: list[int] = []
+        deadline, reached = time.monotonic() + PATIENCE_S, None
+        while time.monotonic() < (deadline if reached is None else reached + then_s):
+            counts.append(running_replicas())
+            self.history.append((time.monotonic(), counts[-1]))
+            if counts[-1] == until and reached is None:
+                reached = time.monotonic()
+            time.sleep(0.2)
+        return counts
+
+
+@pytest.fixture(scope="module")
+def load(platform: Platform) -> Iterator[Load]:
+    spec = derive(
+        recipe("smollm2-135m"),
+        {
+            "serving.model_name": MODEL,
+            "serving.policy": "off",
+            "serving.max_requests": SLOTS,
+            "serving.max_waiting": 16,
+            "serving.min_replicas": 1,
+            "serving.max_replicas": 4,
+            "serving.upscale_delay_s": 1.0,
+            "serving.downscale_delay_s": 3.0,
+        },
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in platform.ray_client_env.items():
+            patch.setenv(name, value)
+        undeploy()
+        config = ReplicaConfig(spec)
+        endpoint = deploy(config, port=platform.serve_port, start=start_scripted)
+        yield Load(endpoint.endpoint.removesuffix("/v1"))
+        undeploy()
+
+
+def test_replicas_follow_the_work_up_and_down_without_flapping(load: Load) -> None:
+    with load.clients(1):
+        alone = load.watch(until=1, then_s=3.0)
+    with load.clients(3 * SLOTS):
+        busy = load.watch(until=3, then_s=8.0)
+        page = httpx.get(f"{load.url}/metrics").text
+    with load.clients(1):
+        after = load.watch(until=1, then_s=4.0)
+    assert set(alone) == {1}
+    assert busy[-1] == 3 and busy == sorted(busy), f"the way up had a step down, or went too far: {busy}"
+    assert after[-1] == 1 and after == sorted(after, reverse=True), f"the way down had a step up: {after}"
+    assert len(load.answers) > 50 and set(load.answers) == {200}, "scaling dropped a request"
+    changes = [(a, b) for (_, a), (_, b) in itertools.pairwise(load.history) if a != b]
+    assert len(changes) <= 4, "each replica comes once and goes once"
+    running = {
+        sample.labels["replica"]: sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+        if sample.name == "vllm:num_requests_running"
+    }
+    assert len(running) == 3 and sum(running.values()) > SLOTS, "one scrape shows all replicas"
+
+
+def test_a_replica_whose_engine_died_is_replaced(load: Load) -> None:
+    def replicas() -> set[str]:
+        page = httpx.get(f"{load.url}/metrics", timeout=10)
+        return {
+            sample.labels["replica"]
+            for family in text_string_to_metric_families(page.text)
+            for sample in family.samples
+            if sample.name == "vllm:num_requests_running"
+        }
+
+    wait_until(lambda: running_replicas() == 1, PATIENCE_S)
+    before = replicas()
+    poison = {"model": MODEL, "prompt": "crash the engine", "max_tokens": 5}
+    assert httpx.post(f"{load.url}/v1/completions", json=poison, timeout=30).status_code == 500
+    assert httpx.get(f"{load.url}/health", timeout=10).status_code == 503
+    wait_until(lambda: httpx.get(f"{load.url}/health", timeout=10).status_code == 200, PATIENCE_S)
+    assert not replicas() & before
+    body = {"model": MODEL, "prompt": "x", "max_tokens": 5}
+    assert httpx.post(f"{load.url}/v1/completions", json=body, timeout=30).status_code == 200
