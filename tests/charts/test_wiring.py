@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
 
-from draftline.engine.requests import EngineLoad
-from serving.metrics import ServingMetrics
+from serving.metric_table import all_rows
 from tests.charts.conftest import EVERYTHING
 from tests.charts.helm import CHART, ROOT, Document, Helm, Release
 from tests.charts.pods import matches, pods
@@ -35,10 +33,7 @@ FROM_KUBERNETES = {
 
 def served_metrics() -> set[str]:
     """Names of all samples that a replica exposes."""
-    metrics = ServingMetrics("m", lambda: EngineLoad(0, 0, 0.0, 0.0))
-    metrics.record_first_token(0.1)
-    families = list(text_string_to_metric_families(metrics.render().decode()))
-    return {sample.name for family in families for sample in family.samples} | {family.name for family in families}
+    return {name for row in all_rows() for name in row.series}
 
 
 def metric_names(promql: str) -> set[str]:
