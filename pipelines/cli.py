@@ -77,7 +77,10 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the spec; repeatable.")
 ]
 Prompts = Annotated[
-    Path | None, typer.Option(metavar="FILE.jsonl", help='Your prompts, one {"turns": ["..."]} object a line.')
+    str | None,
+    typer.Option(
+        metavar="FILE.jsonl", help='Your prompts, one {"turns": ["..."]} object a line: a file, a folder, or s3://...'
+    ),
 ]
 Workspace = Annotated[
     str | None, typer.Option(metavar="URI", help="Where every artefact lives: a directory or s3://bucket/prefix.")

@@ -47,7 +47,7 @@ def resolve_spec(
     recipe_name: str | None,
     assignments: list[str],
     *,
-    prompts: Path | None = None,
+    prompts: str | Path | None = None,
     workspace: str | None = None,
 ) -> RunSpec:
     """Build the spec that the command line asks for.
@@ -56,7 +56,7 @@ def resolve_spec(
         spec_file: A YAML file.
         recipe_name: A shipped recipe instead.
         assignments: ``key=value`` overrides.
-        prompts: A prompts file that replaces the spec's source.
+        prompts: A prompts file, folder or URI that replaces the spec's source.
         workspace: A workspace that replaces the spec's.
 
     Returns:

@@ -86,7 +86,13 @@ def create_api(
     api.add_exception_handler(ClientDisconnect, _on_client_gone)
     api.add_exception_handler(Exception, _on_error)
     api.add_middleware(Edge, limits=limits or BodyLimits(max_bytes=_most_bytes(service.info.max_context)))
-    describe = partial(openapi.document, api, model_name=service.info.model_name, has_keys=bool(api_keys))
+    describe = partial(
+        openapi.document,
+        api,
+        model_name=service.info.model_name,
+        has_keys=bool(api_keys),
+        may_store=service.capture is not None,
+    )
     api.openapi = cache(describe)  # type: ignore[method-assign]
     return api
 

@@ -58,13 +58,14 @@ def request_body(kind: type[SamplingFields]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def document(api: FastAPI, *, model_name: str, has_keys: bool) -> dict[str, Any]:
+def document(api: FastAPI, *, model_name: str, has_keys: bool, may_store: bool = False) -> dict[str, Any]:
     """The document of ``api``.
 
     Args:
         api: Its routes.
         model_name: The one value of ``model`` that is not answered 404.
         has_keys: Whether ``/v1`` asks for a bearer key.
+        may_store: Whether ``store: true`` is accepted.
     """
     made = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
     components = made.setdefault("components", {})
@@ -76,6 +77,8 @@ def document(api: FastAPI, *, model_name: str, has_keys: bool) -> dict[str, Any]
     for name in (ChatRequest.__name__, CompletionRequest.__name__):
         properties = schemas[name]["properties"]
         properties["model"]["enum"] = [model_name]
+        if not may_store:
+            properties.pop("store", None)
         for field, values in NEUTRAL_VALUES.items():
             properties.setdefault(field, {"enum": list(values), "description": "Only values that ask for nothing."})
     for path, item in made["paths"].items():

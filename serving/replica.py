@@ -13,6 +13,7 @@ from draftline.errors import PlatformError
 from draftline.spec import RunSpec
 from serving import autoscaling
 from serving.capacity import LatencyTarget, plain_step_cost
+from serving.capture.capture import start_capture
 from serving.registry import DraftFiles, DraftFollower, DraftSource, open_source
 from serving.service import CompletionService, ServiceInfo
 from serving.tokenizer import TokenizerText
@@ -140,7 +141,8 @@ def start_replica(config: ReplicaConfig, source: DraftSource | None = None) -> R
         policy=serving.policy,
     )
     text = TokenizerText(target.tokenizer, target.vocab_size, enable_thinking=target.enable_thinking)
-    service = CompletionService(worker, text, info)
+    capture = start_capture(serving.capture, worker.metrics.registry, serving.model_name)
+    service = CompletionService(worker, text, info, capture)
     if source is None or draft is None:
         return Replica(service, None, latency)
     follower = DraftFollower(source, draft.name, EngineSeat(service, target, watch, latency), poll_s=config.poll_s)

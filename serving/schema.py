@@ -172,7 +172,8 @@ class SamplingFields(Strict):
     def _drop_neutral(cls, value: object) -> object:
         if not isinstance(value, dict):
             return value
-        return {k: v for k, v in value.items() if not (k in NEUTRAL_VALUES and _is_one_of(v, NEUTRAL_VALUES[k]))}
+        neutral = {name: values for name, values in NEUTRAL_VALUES.items() if name not in cls.model_fields}
+        return {k: v for k, v in value.items() if not (k in neutral and _is_one_of(v, neutral[k]))}
 
     @field_validator("stop")
     @classmethod
@@ -234,12 +235,14 @@ class ChatRequest(SamplingFields):
         max_completion_tokens: Newer name of ``max_tokens``.
         logprobs: Report the target's log-probability of each chosen token.
         top_logprobs: How many of the likeliest tokens to report at each place, with ``logprobs``.
+        store: Whether the server may keep the request, redacted, to train drafts on.
     """
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    store: bool | None = None
 
     @model_validator(mode="after")
     def _alternatives_of_something(self) -> Self:

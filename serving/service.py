@@ -15,6 +15,7 @@ import jinja2
 
 from draftline.engine.requests import EngineRequest, SamplingParams
 from draftline.errors import TargetError
+from serving.capture.capture import TrafficCapture
 from serving.errors import BadRequest, ContextTooLong, NotReady, UnknownModel
 from serving.generation import Generation
 from serving.schema import (
@@ -101,12 +102,16 @@ class CompletionService:
         worker: The engine loop.
         text: Tokenizer of the target.
         info: What is served; replaced by :meth:`set_draft` when the draft changes.
+        capture: Keeps a sample of the chats as prompts; ``None`` keeps nothing.
     """
 
-    def __init__(self, worker: EngineWorker, text: TextModel, info: ServiceInfo) -> None:
+    def __init__(
+        self, worker: EngineWorker, text: TextModel, info: ServiceInfo, capture: TrafficCapture | None = None
+    ) -> None:
         self.worker = worker
         self.text = text
         self.info = info
+        self.capture = capture
         # Long prompts take tens of milliseconds to tokenise; streams of others must not stutter meanwhile, nor
         # short prompts wait behind them.
         self._short, self._long = (
@@ -119,8 +124,10 @@ class CompletionService:
         self.info = replace(self.info, draft=draft, num_spec_tokens=num_spec_tokens)
 
     def close(self) -> None:
-        """Stop the worker and the tokenising threads."""
+        """Stop the worker, the tokenising threads, and the capture after it has written what it holds."""
         self.worker.stop()
+        if self.capture is not None:
+            self.capture.close()
         for pool in (self._short, self._long):
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -136,13 +143,20 @@ class CompletionService:
             ServingError: what the client should be told.
         """
         self._check(request)
+        if request.store and self.capture is None:
+            raise BadRequest(
+                "'store': true is not supported by this server, which keeps no requests. Remove it", param="store"
+            )
         num_chars = sum(len(m.text) for m in request.messages)
         self._check_length(num_chars, "messages")
         messages = [
             {"role": m.role if m.role != "developer" else "system", "content": m.text} for m in request.messages
         ]
         prompt = await self._tokenize(partial(self._encode_chat, messages), num_chars)
-        return self._start("chatcmpl", request, [prompt])
+        job = self._start("chatcmpl", request, [prompt])
+        if self.capture is not None:
+            self.capture.offer(job.id, [(m["role"], m["content"]) for m in messages], store=request.store)
+        return job
 
     async def start_completion(self, request: CompletionRequest) -> Job:
         """Admit a completion request; errors as :meth:`start_chat`."""

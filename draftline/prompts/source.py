@@ -1,4 +1,4 @@
-"""Where prompts come from: the shipped workload, a file, or an object; always bytes."""
+"""Where prompts come from: the shipped workload, a file, an object, or a folder of them; always bytes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from draftline.errors import InputError
 from draftline.spec.models import BUILTIN_WORKLOADS, PromptsSpec
 from draftline.storage import open_store
 
+SUFFIX = ".jsonl"
+"""What the files of a folder end with; others are left alone."""
+
 _BUILTIN_PREFIX = "builtin:"
 _REMEDY = (
     'Give a .jsonl file with one {"turns": ["..."]} object a line: a path, file:///..., s3://bucket/key.jsonl, '
+    "or a folder of such files (s3://bucket/prefix/ with a slash at the end), "
     f"or one of {['builtin:' + name for name in BUILTIN_WORKLOADS]}"
 )
 
@@ -65,7 +69,29 @@ def read_source(spec: PromptsSpec) -> Source:
     uri = spec.source
     if uri.startswith(_BUILTIN_PREFIX):
         return _read_builtin(uri.removeprefix(_BUILTIN_PREFIX))
+    if _is_folder(uri):
+        return Source(_read_folder(uri))
     return Source(read_location(uri, "prompts", _REMEDY))
+
+
+def _is_folder(uri: str) -> bool:
+    if uri.startswith("s3://"):
+        return uri.endswith("/") and uri.removeprefix("s3://").strip("/") != ""
+    scheme, separator, _ = uri.partition("://")
+    if separator and scheme != "file":
+        return False
+    return Path(unquote(urlsplit(uri).path) if separator else uri).expanduser().is_dir()
+
+
+def _read_folder(uri: str) -> bytes:
+    """All ``.jsonl`` files below a folder, in the order of their names, one after the other."""
+    store = open_store(uri)
+    keys = [info.key for info in store.list() if info.key.endswith(SUFFIX)]
+    if not keys:
+        raise InputError(f"there is no {SUFFIX} file below {uri}", remedy=_REMEDY)
+    parts = [store.get(key) for key in keys]
+    # The last line of a file may lack its end; it must not run into the first of the next.
+    return b"".join(part if part.endswith(b"\n") or not part else part + b"\n" for part in parts)
 
 
 def read_location(uri: str, what: str, remedy: str) -> bytes:

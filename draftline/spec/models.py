@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, m
 
 from draftline.errors import SpecError
 from draftline.storage.uri import parse_uri
+from draftline.traffic.rules import MAX_RULES, compile_rule
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -68,7 +69,8 @@ class PromptsSpec(Part):
 
     Attributes:
         source: ``builtin:support-desk``, a path, or an object URI of a
-            ``.jsonl`` file with ``{"turns": [...]}`` lines.
+            ``.jsonl`` file with ``{"turns": [...]}`` lines; or a folder, of
+            which all ``.jsonl`` files are read (``s3://bucket/prefix/``).
         system_prompt: Fixed system prompt; ``None`` takes the workload's own
             (a user's file has none).
         limit: Use at most this many prompts (after cleaning), 0 for all.
@@ -518,6 +520,90 @@ class DriftSpec(Part):
     min_requests: Annotated[int, Field(ge=10)] = 50
 
 
+class RedactionSpec(Part):
+    """What is taken out of captured requests.
+
+    Attributes:
+        emails: E-mail addresses become ``[EMAIL]``.
+        phones: Phone numbers become ``[PHONE]``.
+        cards: Card numbers (Luhn) and IBANs become ``[CARD]`` and ``[IBAN]``.
+        keys: API keys, tokens, private keys, passwords become ``[KEY]``.
+        ips: IP addresses become ``[IP]``.
+        rules: Own expressions by name, in RE2 syntax; what ``order-number``
+            matches becomes ``[ORDER-NUMBER]``, before all others.
+    """
+
+    emails: bool = True
+    phones: bool = True
+    cards: bool = True
+    keys: bool = True
+    ips: bool = False
+    rules: dict[str, str] = {}
+
+    @field_validator("rules")
+    @classmethod
+    def _can_be_applied(cls, rules: dict[str, str]) -> dict[str, str]:
+        if len(rules) > MAX_RULES:
+            raise ValueError(f"at most {MAX_RULES} own rules are allowed, got {len(rules)}")
+        for name, pattern in rules.items():
+            try:
+                compile_rule(name, pattern)
+            except SpecError as error:
+                raise ValueError(str(error)) from None
+        return rules
+
+
+class CaptureSpec(Part):
+    """Live requests kept as prompts for the next run.
+
+    Attributes:
+        enabled: Keep anything at all.
+        uri: Where: a directory or ``s3://bucket/prefix``.
+        consent: ``request`` keeps only requests that say ``store: true``;
+            ``deployment`` keeps all but those that say ``store: false``, for
+            operators who have their users' consent already.
+        sample_rate: Share of requests that is looked at.
+        domain: Label of the prompts, carried to the report.
+        max_record_bytes: A longer request is left out.
+        max_batch_bytes: Size from which a batch is written.
+        max_hour_bytes: Bytes that one replica keeps per hour; the rest is left out.
+        flush_s: Oldest that a record gets before its batch is written.
+        redact: What is taken out.
+    """
+
+    enabled: bool = False
+    uri: str | None = None
+    consent: Literal["request", "deployment"] = "request"
+    sample_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
+    domain: str = "live"
+    max_record_bytes: PositiveInt = 32 << 10
+    max_batch_bytes: PositiveInt = 1 << 20
+    max_hour_bytes: PositiveInt = 64 << 20
+    flush_s: Annotated[float, Field(gt=0.0)] = 60.0
+    redact: RedactionSpec = RedactionSpec()
+
+    @model_validator(mode="after")
+    def _names_a_place(self) -> CaptureSpec:
+        if self.uri is None:
+            if self.enabled:
+                raise ValueError("serving.capture.enabled needs serving.capture.uri: a directory or s3://bucket/prefix")
+            return self
+        try:
+            parse_uri(self.uri)
+        except SpecError as error:
+            raise ValueError(f"serving.capture.uri is not usable: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> CaptureSpec:
+        if not self.max_record_bytes <= self.max_batch_bytes <= self.max_hour_bytes:
+            raise ValueError(
+                "serving.capture needs max_record_bytes <= max_batch_bytes <= max_hour_bytes, got "
+                f"{self.max_record_bytes}, {self.max_batch_bytes} and {self.max_hour_bytes}"
+            )
+        return self
+
+
 class ServingSpec(Part):
     """The endpoint.
 
@@ -549,6 +635,7 @@ class ServingSpec(Part):
         upscale_delay_s: Seconds that more work must last before replicas are added.
         downscale_delay_s: Seconds that less work must last before replicas are given up.
         drift: When live acceptance counts as lower than evaluated.
+        capture: Live requests kept as prompts.
     """
 
     engine: Literal["draftline", "vllm"] = "draftline"
@@ -569,6 +656,7 @@ class ServingSpec(Part):
     upscale_delay_s: Annotated[float, Field(ge=0.0)] = 10.0
     downscale_delay_s: Annotated[float, Field(ge=0.0)] = 120.0
     drift: DriftSpec = DriftSpec()
+    capture: CaptureSpec = CaptureSpec()
 
     @model_validator(mode="after")
     def _replica_bounds(self) -> ServingSpec:

@@ -136,11 +136,10 @@ def test_digest_follows_the_bytes(tmp_path: Path) -> None:
     ("source", "message"),
     [
         ("nowhere.jsonl", "no prompts file at nowhere.jsonl"),
-        (".", "is a directory"),
         ("builtin:helpdesk", "no such built-in workload"),
         ("https://example.com/prompts.jsonl", "unknown scheme"),
         ("s3://bucket", "names no object"),
-        ("s3://bucket/folder/", "names no object"),
+        ("s3:///", "names no object"),
     ],
 )
 def test_unusable_source_says_what_to_give(source: str, message: str) -> None:
@@ -172,3 +171,25 @@ def test_damaged_gzip_is_not_a_crash(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(b'{"turns": ["Hi"]}'))
     with pytest.raises(InputError, match="no prompt of"):
         run(context(tmp_path, spec_for(path)))
+
+
+def test_a_folder_is_read_as_one_file_in_the_order_of_names(tmp_path: Path) -> None:
+    (tmp_path / "date=2026-01-02").mkdir()
+    (tmp_path / "date=2026-01-01").mkdir()
+    (tmp_path / "date=2026-01-02" / "a.jsonl").write_text('{"turns": ["third"]}\n')
+    (tmp_path / "date=2026-01-01" / "b.jsonl").write_text('{"turns": ["second"]}')  # without an end
+    (tmp_path / "date=2026-01-01" / "a.jsonl").write_text('{"turns": ["first"]}\n')
+    (tmp_path / "date=2026-01-01" / "notes.txt").write_text("no prompts")
+    (tmp_path / "empty.jsonl").write_text("")
+    lines = list(read_source(PromptsSpec(source=str(tmp_path))).lines())
+    assert [json.loads(line)["turns"] for line in lines] == [["first"], ["second"], ["third"]]
+    before = source_digest(PromptsSpec(source=str(tmp_path)))
+    (tmp_path / "notes.txt").write_text("other")
+    assert source_digest(PromptsSpec(source=f"file://{tmp_path}")) == before
+    (tmp_path / "more.jsonl").write_text('{"turns": ["more"]}\n')
+    assert source_digest(PromptsSpec(source=str(tmp_path))) != before
+
+
+def test_a_folder_without_prompts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no \.jsonl file below"):
+        read_source(PromptsSpec(source=str(tmp_path)))
