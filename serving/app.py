@@ -39,6 +39,10 @@ were there none, Serve would queue the surplus itself, without an answer.
 """
 
 
+DRAIN_TIMEOUT_S = 600.0
+"""How long a replica that must go may take to finish what it answers."""
+
+
 def fingerprint(config: ReplicaConfig, start: StartReplica) -> str:
     """Equal for deployments whose replicas would be equal; the draft is not part of it, replicas follow it."""
     keys = config.api_keys_file.read_bytes() if config.api_keys_file is not None else b""
@@ -165,7 +169,10 @@ def build_app(config: ReplicaConfig, start: StartReplica = start_replica) -> ser
         max_ongoing_requests=spec.max_requests + spec.max_waiting + SPARE_REQUESTS,
         ray_actor_options={"num_cpus": 1},
         health_check_period_s=5.0,
-        graceful_shutdown_timeout_s=30.0,
+        # A replica that is replaced or scaled in finishes its answers first; this bounds the longest of them.
+        graceful_shutdown_timeout_s=DRAIN_TIMEOUT_S,
+        # The next replica has loaded before the one in use stops, where there is room for both.
+        max_surge_percent=100,
         # A wrong draft or target does not get better by trying; the second try is for a registry that was restarting.
         max_constructor_retry_count=2,
         **scaling,

@@ -158,6 +158,8 @@ def ray_service(temp_dir: Path, ports: RayPorts, size: RaySize, env: Mapping[str
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         # By default workers run at niceness 15 and starve beside anything else, the endpoint included.
         "RAY_worker_niceness": "0",
+        # Serve's proxy holds the clients' connections: it ends streams whose replica died, and bounds what it takes.
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.edge:proxy_middlewares",
         # What workers leave in their temporary directory goes when Ray goes.
         "TMPDIR": str(temp_dir / "tmp"),
     }

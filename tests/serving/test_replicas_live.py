@@ -1,0 +1,148 @@
+"""Replicas that die, and replicas that are replaced, behind a live Ray Serve, seen by clients that stream."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+import ray
+
+from draftline.spec import RunSpec, derive, recipe
+from pipelines.embedded.platform import Platform
+from serving.deploy import Endpoint, deploy, undeploy
+from serving.replica import ReplicaConfig
+from tests.serving.scripted_replica import start_scripted
+from tests.serving.servers import MODEL, wait_until
+
+pytestmark = [
+    pytest.mark.slow,
+    # Ray 2.60 imports its own settings with what pydantic deprecates; it opens sockets that it leaves to the end.
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+NUM_TOKENS = 1800
+"""Of one answer: about three seconds."""
+
+
+def spec(**changes: Any) -> RunSpec:
+    """Two replicas of the scripted engine."""
+    serving = {"model_name": MODEL, "max_requests": 16, "min_replicas": 2, "max_replicas": 2, **changes}
+    return derive(recipe("smollm2-135m"), {f"serving.{name}": value for name, value in serving.items()})
+
+
+@dataclass(frozen=True)
+class Live:
+    """A deployed endpoint."""
+
+    platform: Platform
+    endpoint: Endpoint
+
+    @property
+    def root(self) -> str:
+        """Of the server."""
+        return self.endpoint.endpoint.removesuffix("/v1")
+
+    def replicas(self) -> set[int]:
+        """Process ids of all replicas."""
+        tops = [psutil.Process(pid) for pid in self.platform.pids.values()]
+        family = [process for top in tops for process in top.children(recursive=True)]
+        return {p.pid for p in family if p.is_running() and "ServeReplica" in " ".join(p.cmdline())}
+
+    def version(self) -> str:
+        """What the replica that answers was told."""
+        return str(httpx.get(f"{self.root}/version", timeout=10).json()["deployment"])
+
+
+@pytest.fixture(scope="module")
+def live(platform: Platform) -> Iterator[Live]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in platform.ray_client_env.items():
+            patch.setenv(name, value)
+        config = ReplicaConfig(spec())
+        yield Live(platform, deploy(config, port=platform.serve_port, start=start_scripted))
+        undeploy()
+        ray.shutdown()
+
+
+def ask(live: Live, *, is_stream: bool) -> str:
+    """One request; in a word how it ended."""
+    client = openai.OpenAI(base_url=live.endpoint.endpoint, api_key="none", max_retries=0, timeout=60)
+    with client:
+        try:
+            if is_stream:
+                stream = client.completions.create(model=MODEL, prompt="x", max_tokens=NUM_TOKENS, stream=True)
+                return "whole" if sum(len(c.choices[0].text) for c in stream) == NUM_TOKENS else "short"
+            answer = client.completions.create(model=MODEL, prompt="x", max_tokens=NUM_TOKENS)
+            return "whole" if len(answer.choices[0].text) == NUM_TOKENS else "short"
+        except openai.InternalServerError as error:
+            return f"{error.status_code} {error.code}"
+        except openai.APIError as error:
+            return f"event {error.code}" if type(error) is openai.APIError else type(error).__name__
+        except httpx.HTTPError as error:
+            return type(error).__name__
+
+
+def test_a_replica_that_dies_ends_its_answers_cleanly_and_returns(live: Live) -> None:
+    before = live.replicas()
+    assert len(before) == 2
+    with ThreadPoolExecutor(24) as clients:
+        streams = [clients.submit(ask, live, is_stream=True) for _ in range(16)]
+        plain = [clients.submit(ask, live, is_stream=False) for _ in range(8)]
+        time.sleep(1.0)
+        os.kill(min(before), signal.SIGKILL)
+        streamed = Counter(task.result(90) for task in streams)
+        answered = Counter(task.result(90) for task in plain)
+    assert streamed["whole"] > 0 and streamed["event replica_lost"] > 0, streamed
+    assert set(streamed) <= {"whole", "event replica_lost"}, "a stream broke off without a word"
+    assert set(answered) <= {"whole", "503 replica_lost"}, answered
+    wait_until(lambda: len(live.replicas() - {min(before)}) == 2, 60)
+    assert ask(live, is_stream=True) == "whole"
+
+
+def under_load(live: Live, change: Callable[[], None]) -> Counter[str]:
+    """How requests ended that were sent all the time from before ``change`` until after it."""
+    is_over = threading.Event()
+
+    def keep_asking(number: int) -> list[str]:
+        ends = []
+        while not is_over.is_set():
+            ends.append(ask(live, is_stream=number % 2 == 0))
+        return ends
+
+    with ThreadPoolExecutor(4) as clients:
+        asking = [clients.submit(keep_asking, number) for number in range(4)]
+        try:
+            time.sleep(1.0)
+            change()
+        finally:
+            is_over.set()
+        return Counter(end for task in asking for end in task.result(120))
+
+
+@pytest.mark.parametrize("num_replicas", [2, 1])
+def test_a_rolling_update_loses_no_request(live: Live, num_replicas: int) -> None:
+    config = ReplicaConfig(spec(min_replicas=num_replicas, max_replicas=num_replicas, max_waiting=100 + num_replicas))
+    deploy(config, port=live.platform.serve_port, start=start_scripted)
+    before, old = live.version(), live.replicas()
+
+    def update() -> None:
+        changed = derive(config.spec, {"serving.max_waiting": 200 + num_replicas})
+        deploy(ReplicaConfig(changed), port=live.platform.serve_port, start=start_scripted)
+        wait_until(lambda: live.version() != before, 60)
+
+    ends = under_load(live, update)
+    assert set(ends) == {"whole"} and ends["whole"] >= 8
+    wait_until(lambda: not live.replicas() & old, 60)
+    assert len(live.replicas()) == num_replicas
