@@ -67,8 +67,8 @@ def deploy(
     A draft is fetched, verified and compared with the target here first, so
     that a bad one never makes Serve replace a replica that works. Deploying
     the same again changes nothing: replicas go on, and take another champion
-    between two steps. Anything else replaces the replica, and nothing is
-    served until the new one has loaded.
+    between two steps. Anything else replaces the replicas, each when its
+    successor has loaded beside it.
 
     Args:
         config: For the replicas.
@@ -93,7 +93,7 @@ def deploy(
     _start_serve(port)
     root = f"http://{HOST}:{port}"
     if not _is_deployed(root, config, app, start):
-        # Serve makes up a new version each time, and stops the replica in use before it starts the next.
+        # Serve makes up a new version each time, and would replace replicas by equal ones.
         _run(config, app, start)
     deadline_s = time.monotonic() + timeout_s
     draft = _wait_for_health(root, wanted, deadline_s)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 
-from serving.edge import BodyLimits, Edge
+from serving.connections import GuardedConnection
+from serving.edge import CALLBACK, CALLBACK_ENV, BodyLimits, Edge
 from tests.serving.scripted_engine import ScriptedEngine
 from tests.serving.servers import MODEL, Running, serve_scripted, wait_until
 
@@ -250,3 +254,16 @@ def test_the_proxys_own_refusals_get_the_shape_and_keep_their_headers() -> None:
 def test_paths_that_are_not_ours_pass_as_they_are() -> None:
     text: Message = {"type": "http.response.body", "body": b"no", "more_body": False}
     assert ask(Broken(start(404, "text/plain"), text), "/-/healthz").text == "no"
+
+
+def test_the_proxies_of_a_cluster_find_the_middleware(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name that nodes are given leads to the function, and the function to both guards."""
+    monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "")
+    module, _, name = CALLBACK.partition(":")
+    (middleware,) = getattr(importlib.import_module(module), name)()
+    assert middleware.cls is Edge
+    config = uvicorn.Config(Broken(), log_level="critical")
+    config.load()
+    assert config.http_protocol_class is GuardedConnection
+    template = Path(__file__).parents[2] / "charts/draftline/templates/serving/_ray.tpl"
+    assert f"- name: {CALLBACK_ENV}\n  value: {CALLBACK}\n" in template.read_text()

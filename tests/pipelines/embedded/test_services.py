@@ -30,6 +30,7 @@ from pipelines.embedded.services import (
 )
 from pipelines.embedded.state import Layout
 from pipelines.embedded.tempdir import choose_temp_dir, create_temp_dir, retire_temp_dir
+from serving.edge import CALLBACK, CALLBACK_ENV
 from tests.pipelines.embedded.fakes import http_server_here
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -53,6 +54,7 @@ def test_ray_stays_on_loopback_and_hands_the_worker_env_on() -> None:
     assert (spec.env["RAY_AUTH_MODE"], spec.env["RAY_AUTH_TOKEN_PATH"]) == ("token", "/home/token")
     assert spec.env["TMPDIR"] == "/short/tmp"
     assert option(spec, "--object-store-memory") == str(2**29)
+    assert spec.env[CALLBACK_ENV] == CALLBACK
 
 
 def test_a_worker_env_cannot_undo_what_keeps_ray_in_place() -> None:

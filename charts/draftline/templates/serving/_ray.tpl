@@ -70,6 +70,8 @@ applications:
   value: /var/cache/draftline/huggingface
 - name: RAY_USAGE_STATS_ENABLED
   value: "0"
+- name: RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH
+  value: serving.edge:proxy_middlewares
 - name: MLFLOW_DISABLE_TELEMETRY
   value: "true"
 {{- with .Values.serving.env }}
