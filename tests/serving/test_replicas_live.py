@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -16,30 +19,17 @@ import httpx
 import openai
 import psutil
 import pytest
-import ray
 
-from draftline.spec import RunSpec, derive, recipe
 from pipelines.embedded.platform import Platform
-from serving.deploy import Endpoint, deploy, undeploy
-from serving.replica import ReplicaConfig
-from tests.serving.scripted_replica import start_scripted
 from tests.serving.servers import MODEL, wait_until
 
-pytestmark = [
-    pytest.mark.slow,
-    # Ray 2.60 imports its own settings with what pydantic deprecates; it opens sockets that it leaves to the end.
-    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = pytest.mark.slow
 
 NUM_TOKENS = 1800
 """Of one answer: about three seconds."""
 
 
-def spec(**changes: Any) -> RunSpec:
-    """Two replicas of the scripted engine."""
-    serving = {"model_name": MODEL, "max_requests": 16, "min_replicas": 2, "max_replicas": 2, **changes}
-    return derive(recipe("smollm2-135m"), {f"serving.{name}": value for name, value in serving.items()})
+DEPLOY = (sys.executable, "-m", "tests.serving.deploy_scripted")
 
 
 @dataclass(frozen=True)
@@ -47,12 +37,26 @@ class Live:
     """A deployed endpoint."""
 
     platform: Platform
-    endpoint: Endpoint
 
     @property
     def root(self) -> str:
         """Of the server."""
-        return self.endpoint.endpoint.removesuffix("/v1")
+        return f"http://127.0.0.1:{self.platform.serve_port}"
+
+    def deploy(self, num_replicas: int = 2, **changes: Any) -> None:
+        """Deploy, and wait until it answers."""
+        serving = {"model_name": MODEL, "max_requests": 16, "min_replicas": num_replicas, "max_replicas": num_replicas}
+        overrides = {f"serving.{name}": value for name, value in {**serving, **changes}.items()}
+        self._run(str(self.platform.serve_port), json.dumps(overrides))
+
+    def take_down(self) -> None:
+        """Remove the application."""
+        self._run("down")
+
+    def _run(self, *arguments: str) -> None:
+        environment = {**os.environ, **self.platform.ray_client_env}
+        done = subprocess.run([*DEPLOY, *arguments], env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-2000:]
 
     def replicas(self) -> set[int]:
         """Process ids of all replicas."""
@@ -67,18 +71,15 @@ class Live:
 
 @pytest.fixture(scope="module")
 def live(platform: Platform) -> Iterator[Live]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in platform.ray_client_env.items():
-            patch.setenv(name, value)
-        config = ReplicaConfig(spec())
-        yield Live(platform, deploy(config, port=platform.serve_port, start=start_scripted))
-        undeploy()
-        ray.shutdown()
+    live = Live(platform)
+    live.deploy()
+    yield live
+    live.take_down()
 
 
 def ask(live: Live, *, is_stream: bool) -> str:
     """One request; in a word how it ended."""
-    client = openai.OpenAI(base_url=live.endpoint.endpoint, api_key="none", max_retries=0, timeout=60)
+    client = openai.OpenAI(base_url=f"{live.root}/v1", api_key="none", max_retries=0, timeout=60)
     with client:
         try:
             if is_stream:
@@ -133,13 +134,11 @@ def under_load(live: Live, change: Callable[[], None]) -> Counter[str]:
 
 @pytest.mark.parametrize("num_replicas", [2, 1])
 def test_a_rolling_update_loses_no_request(live: Live, num_replicas: int) -> None:
-    config = ReplicaConfig(spec(min_replicas=num_replicas, max_replicas=num_replicas, max_waiting=100 + num_replicas))
-    deploy(config, port=live.platform.serve_port, start=start_scripted)
+    live.deploy(num_replicas, max_waiting=100)
     before, old = live.version(), live.replicas()
 
     def update() -> None:
-        changed = derive(config.spec, {"serving.max_waiting": 200 + num_replicas})
-        deploy(ReplicaConfig(changed), port=live.platform.serve_port, start=start_scripted)
+        live.deploy(num_replicas, max_waiting=200)
         wait_until(lambda: live.version() != before, 60)
 
     ends = under_load(live, update)
