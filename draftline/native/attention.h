@@ -31,9 +31,10 @@ void rotate(float* head, const float* cosines, const float* sines, int64_t size)
 struct Attention {
     const float* q;  // [tokens, q_stride]: heads side by side
     int64_t q_stride;
-    const float* cache;  // [positions, 2 * kv_heads, head_dim]: keys, then values
-    const int64_t* first_key;  // [tokens]: row of the cache
-    const int64_t* num_keys;   // [tokens]: from there on
+    const float* cache;  // [slots, 2 * kv_heads, num_positions, head_dim]: keys, then values
+    int64_t num_positions;
+    const int64_t* slots;     // [tokens]
+    const int64_t* num_keys;  // [tokens]: positions of the slot that a token sees
     float* out;  // [tokens, heads * head_dim]
     int64_t heads, kv_heads, head_dim;
     float scale;
@@ -77,14 +78,14 @@ inline Floats sums(Floats* v) {
 
 // VECTORS of a head are known when compiling, or 0 if not.
 template <int VECTORS>
-void score_keys(const float* q, const float* keys, int64_t stride, int64_t count, int64_t head_dim, float scale,
+void score_keys(const float* q, const float* keys, int64_t count, int64_t head_dim, float scale,
                 float* scores) {
     const int64_t vectors = VECTORS ? VECTORS : head_dim / LANES;
     for (int64_t first = 0; first < count; first += LANES) {
         Floats dots[LANES];
         for (int64_t j = 0; j < LANES; j++) {
             // Past the end the last key stands in; what comes of it is dropped.
-            const float* key = keys + std::min(first + j, count - 1) * stride;
+            const float* key = keys + std::min(first + j, count - 1) * head_dim;
             Floats dot{};
             for (int64_t v = 0; v < vectors; v++) dot += load<Floats>(q + v * LANES) * load<Floats>(key + v * LANES);
             dots[j] = dot;
@@ -125,25 +126,25 @@ void mix_values(const float* weights, int64_t weights_stride, const float* value
 
 template <int HEADS>
 void attend_heads(const Attention& a, int64_t token, int64_t kv_head, int64_t head) {
-    const int64_t size = a.head_dim, stride = 2 * a.kv_heads * size, count = a.num_keys[token];
-    const float* keys = a.cache + a.first_key[token] * stride + kv_head * size;
-    const float* values = keys + a.kv_heads * size;
+    const int64_t size = a.head_dim, count = a.num_keys[token];
+    const float* keys = a.cache + (a.slots[token] * 2 * a.kv_heads + kv_head) * a.num_positions * size;
+    const float* values = keys + a.kv_heads * a.num_positions * size;
     float* scores = a.scores + omp_get_thread_num() * MAX_HEADS * a.scores_stride;
     float totals[HEADS];
     for (int h = 0; h < HEADS; h++) {
         const float* q = a.q + token * a.q_stride + (head + h) * size;
         float* row = scores + h * a.scores_stride;
         const auto score = size == 4 * LANES ? score_keys<4> : size == 8 * LANES ? score_keys<8> : score_keys<0>;
-        score(q, keys, stride, count, size, a.scale, row);
+        score(q, keys, count, size, a.scale, row);
         totals[h] = soften(row, count);
     }
     float* out = a.out + (token * a.heads + head) * size;
     if (size % (4 * LANES) == 0)
         for (int64_t i = 0; i < size; i += 4 * LANES)
-            mix_values<HEADS, 4>(scores, a.scores_stride, values + i, stride, count, totals, out + i, size);
+            mix_values<HEADS, 4>(scores, a.scores_stride, values + i, size, count, totals, out + i, size);
     else
         for (int64_t i = 0; i < size; i += LANES)
-            mix_values<HEADS, 1>(scores, a.scores_stride, values + i, stride, count, totals, out + i, size);
+            mix_values<HEADS, 1>(scores, a.scores_stride, values + i, size, count, totals, out + i, size);
 }
 
 // Query heads [head, head + heads) of one key head, at most MAX_HEADS at a time.

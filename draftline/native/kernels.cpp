@@ -26,12 +26,12 @@ struct Layer {
 
 struct Step {
     int64_t tokens, hidden, intermediate, heads, kv_heads, head_dim, num_layers, num_taps, num_threads;
+    int64_t num_positions;  // of a slot
     const Layer* layers;
     float* const* caches;     // [layers]
     const int64_t* tap_of;    // [layers]: place among the taps, or -1
     const int64_t* positions;  // [tokens]
-    const int64_t* cache_index;
-    const int64_t* first_key;
+    const int64_t* slots;
     const int64_t* num_keys;
     const float* cosines;  // [positions, head_dim]
     const float* sines;
@@ -56,8 +56,10 @@ void rotate_and_append(const Step& s, const Layer& layer, float* cache, int64_t 
         if (norm) rms_norm(row + h * size, norm, size, s.eps, row + h * size);
         rotate(row + h * size, cosines, sines, size);
     }
-    const int64_t length = 2 * s.kv_heads * size;
-    std::memcpy(cache + s.cache_index[token] * length, row + s.heads * size, length * sizeof(float));
+    for (int64_t h = 0; h < 2 * s.kv_heads; h++) {
+        const int64_t at = (s.slots[token] * 2 * s.kv_heads + h) * s.num_positions + s.positions[token];
+        std::memcpy(cache + at * size, row + (s.heads + h) * size, size * sizeof(float));
+    }
 }
 
 void run_layer(Team& team, const Step& s, int64_t index) {
@@ -73,8 +75,8 @@ void run_layer(Team& team, const Step& s, int64_t index) {
     multiply_all(team, {s.normed, hidden, s.qkv, qkv_size, hidden, qkv_size, STORE}, layer.qkv, s.tokens);
     team.share(s.tokens, [&](int64_t n) { rotate_and_append(s, layer, cache, n); });
     attend(team,
-           {s.qkv, qkv_size, cache, s.first_key, s.num_keys, s.attended, s.heads, s.kv_heads, s.head_dim, s.scale,
-            s.scores, s.scores_stride},
+           {s.qkv, qkv_size, cache, s.num_positions, s.slots, s.num_keys, s.attended, s.heads, s.kv_heads, s.head_dim,
+            s.scale, s.scores, s.scores_stride},
            s.tokens);
     multiply_all(team, {s.attended, q_size, s.x, hidden, q_size, hidden, ADD}, layer.output, s.tokens);
     norm(layer.mlp_norm);

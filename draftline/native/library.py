@@ -23,10 +23,10 @@ _WEIGHTS = ("qkv", "output", "gate_up", "down")
 _NORMS = ("attention_norm", "mlp_norm", "q_norm", "k_norm")
 _SIZES = (
     *("tokens", "hidden", "intermediate", "heads", "kv_heads", "head_dim"),
-    *("num_layers", "num_taps", "num_threads"),
+    *("num_layers", "num_taps", "num_threads", "num_positions"),
 )
 _BUFFERS = (
-    *("layers", "caches", "tap_of", "positions", "cache_index", "first_key", "num_keys", "cosines", "sines"),
+    *("layers", "caches", "tap_of", "positions", "slots", "num_keys", "cosines", "sines"),
     *("x", "taps", "normed", "qkv", "attended", "gated", "scores"),
 )
 

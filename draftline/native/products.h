@@ -53,6 +53,9 @@ inline void finish(const Product& p, float* y, int64_t columns, Floats low, Floa
     if (to == spare) std::memcpy(y, spare, columns * sizeof(float));
 }
 
+// Inputs whose weights are asked for ahead of their use. With few rows the processor does it better by itself.
+constexpr int64_t AHEAD = 32;
+
 template <int ROWS, class Weight>
 void multiply_rows(const Product& p, const Weight* panel, int64_t row, int64_t column, int64_t columns) {
     const float* x = p.x + row * p.x_stride;
@@ -60,6 +63,7 @@ void multiply_rows(const Product& p, const Weight* panel, int64_t row, int64_t c
     for (int r = 0; r < ROWS; r++) low[r] = high[r] = Floats{};
     for (int64_t i = 0; i < p.inputs; i++) {
         Floats w_low, w_high;
+        if constexpr (ROWS > 2) __builtin_prefetch(panel + (i + AHEAD) * PANEL);
         widen(panel + i * PANEL, w_low, w_high);
         for (int r = 0; r < ROWS; r++) {
             const float value = x[r * p.x_stride + i];

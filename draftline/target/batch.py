@@ -70,8 +70,8 @@ class StepBatch:
         token_ids_N: Token ids.
         positions_N: Position of each token in its request.
         cache_index_N: ``slot * P + position``.
-        first_key_N: ``slot * P``.
-        num_keys_N: Keys that each token sees from there on.
+        slots_N: Row of each token's request in the cache.
+        num_keys_N: Positions of it that each token sees, from the first on.
         chunks: What the step is made of.
         num_positions: P of the cache that it is for.
         dtype: Of the masks (the model's).
@@ -81,7 +81,7 @@ class StepBatch:
     token_ids_N: Tensor
     positions_N: Tensor
     cache_index_N: Tensor
-    first_key_N: Tensor
+    slots_N: Tensor
     num_keys_N: Tensor
     chunks: tuple[Chunk, ...]
     num_positions: int
@@ -134,15 +134,23 @@ def build_batch(
     """
     token_ids: list[int] = []
     positions: list[int] = []
-    first_key: list[int] = []
+    slots: list[int] = []
     for chunk in chunks:
         size = len(chunk.token_ids)
         token_ids.extend(chunk.token_ids)
         positions.extend(range(chunk.start, chunk.start + size))
-        first_key.extend([chunk.slot * num_positions] * size)
-    ids, position, first = torch.tensor([token_ids, positions, first_key], dtype=torch.long, device=device)
+        slots.extend([chunk.slot] * size)
+    ids, position, slot = torch.tensor([token_ids, positions, slots], dtype=torch.long, device=device)
     return StepBatch(
-        ids, position, first + position, first, position + 1, tuple(chunks), num_positions, dtype, long_chunk
+        ids,
+        position,
+        slot * num_positions + position,
+        slot,
+        position + 1,
+        tuple(chunks),
+        num_positions,
+        dtype,
+        long_chunk,
     )
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 class SlotKVCache:
     """Keys and values of ``num_layers`` layers for up to ``num_slots`` sequences.
 
-    Keys and values of a position lie side by side (``[S * P, 2 * H, D]``), so a
-    layer appends with one ``index_copy_``. A read takes a contiguous range of
-    slots as a view; that is why the engine keeps its slots dense.
+    The positions of a head lie side by side (``[S, 2 * H, P, D]``, keys before
+    values), so attention reads memory in order. A read takes a contiguous range
+    of slots as a view; that is why the engine keeps its slots dense.
 
     Args:
         num_layers: Layers that store keys and values.
@@ -47,10 +47,10 @@ class SlotKVCache:
         sizes = [head_dim] * num_layers if isinstance(head_dim, int) else list(head_dim)
         # zeros, not empty: masked positions still enter a product, and 0 * NaN is NaN.
         self.layers = [
-            torch.zeros(num_slots * num_positions, 2 * heads, size, dtype=dtype, device=device)
+            torch.zeros(num_slots, 2 * heads, num_positions, size, dtype=dtype, device=device)
             for heads, size in zip(self._heads, sizes, strict=True)
         ]
-        self._by_slot = [layer.view(num_slots, num_positions, *layer.shape[1:]) for layer in self.layers]
+        self._place: tuple[Tensor, Tensor, Tensor] | None = None
 
     @cached_property
     def pointers(self) -> ctypes.Array[ctypes.c_void_p]:
@@ -63,15 +63,19 @@ class SlotKVCache:
 
     def append(self, layer: int, index_N: Tensor, kv_NHD: Tensor) -> None:
         """Store keys and values ``[N, 2H, D]`` at flat positions ``slot * P + position``."""
-        self.layers[layer].index_copy_(0, index_N, kv_NHD)
+        # The layers of a step store at the same places.
+        if self._place is None or self._place[0] is not index_N:
+            self._place = index_N, index_N // self.num_positions, index_N % self.num_positions
+        _, slots, positions = self._place
+        self.layers[layer][slots, :, positions] = kv_NHD
 
     def view(self, layer: int, first_slot: int, num_slots: int, length: int) -> tuple[Tensor, Tensor]:
         """Keys and values ``[num_slots, H, length, D]`` of a slot range, as views."""
-        rows = self._by_slot[layer][first_slot : first_slot + num_slots, :length]
+        rows = self.layers[layer][first_slot : first_slot + num_slots, :, :length]
         heads = self._heads[layer]
-        return rows[:, :, :heads].transpose(1, 2), rows[:, :, heads:].transpose(1, 2)
+        return rows[:, :heads], rows[:, heads:]
 
     def move(self, source: int, destination: int, length: int) -> None:
         """Copy the first ``length`` positions of one slot over another."""
-        for rows in self._by_slot:
-            rows[destination, :length] = rows[source, :length]
+        for rows in self.layers:
+            rows[destination, :, :length] = rows[source, :, :length]
