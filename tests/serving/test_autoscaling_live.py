@@ -112,9 +112,9 @@ def load(platform: Platform) -> Iterator[Load]:
 
 def test_replicas_follow_the_work_up_and_down_without_flapping(load: Load) -> None:
     with load.clients(1):
-        alone = load.watch(until=1, then_s=3.0)
+        alone = load.watch(until=1, then_s=2.0)
     with load.clients(3 * SLOTS):
-        busy = load.watch(until=3, then_s=8.0)
+        busy = load.watch(until=3, then_s=6.0)
         page = httpx.get(f"{load.url}/metrics").text
     with load.clients(1):
         after = load.watch(until=1, then_s=4.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import openai
 import psutil
 import pytest
 from mlflow import MlflowClient
+from prometheus_client.parser import text_string_to_metric_families
 
 from components.deploy.step import run
 from draftline.errors import FormatError, PlatformError, TargetError
@@ -29,6 +31,7 @@ from tests.serving.tiny import write_draft
 pytestmark = pytest.mark.slow
 
 REGISTERED = "tiny-desk"
+REPLICAS = 2
 
 
 def register(platform: Platform, folder: Path, *, has_right_digests: bool = True) -> None:
@@ -45,7 +48,8 @@ def register(platform: Platform, folder: Path, *, has_right_digests: bool = True
 
 def deploy_step(platform: Platform, target: Path, workspace: Path) -> StepOutput:
     """The station, as the pipeline runs it after a passed gate."""
-    spec = derive(tiny_spec(target), {"serving.max_requests": 8})
+    replicas = {"serving.min_replicas": REPLICAS, "serving.max_replicas": REPLICAS}
+    spec = derive(tiny_spec(target), {"serving.max_requests": 8, **replicas})
     inputs = {
         "gate": StepResult("gate", "k", outputs={"passed": True, "reasons": []}),
         "register": StepResult("register", "k", outputs={"model_name": REGISTERED, "version": "1"}),
@@ -70,6 +74,16 @@ class Deployed:
         """The draft that the endpoint says it uses."""
         name: str | None = self.client().models.retrieve(MODEL).model_dump()["draft"]
         return name
+
+    def drafts(self) -> list[str]:
+        """The draft of every replica, as one scrape tells."""
+        root = str(self.output.outputs["endpoint"]).removesuffix("/v1")
+        return [
+            sample.labels["draft"]
+            for family in text_string_to_metric_families(httpx.get(f"{root}/metrics").text)
+            for sample in family.samples
+            if sample.name == "draftline:draft_info"
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -136,14 +150,14 @@ def test_a_promotion_under_load_swaps_the_draft_and_loses_nothing(deployed: Depl
 
     with ThreadPoolExecutor(4) as clients:
         register(deployed.platform, write_draft(deployed.workspace / "two", deployed.target, seed=2))
+        promoted_s = time.monotonic()
         counts: list[int] = []
-        for _ in range(200):
+        while (drafts := deployed.drafts()) != [f"{REGISTERED}/2"] * REPLICAS:
+            assert len(drafts) == REPLICAS and time.monotonic() < promoted_s + 60, f"a minute is promised: {drafts}"
             counts += clients.map(ask, range(8))
-            if deployed.draft() == f"{REGISTERED}/2":
-                break
         counts += clients.map(ask, range(8))
     assert deployed.draft() == f"{REGISTERED}/2"
-    assert set(counts) == {100}
+    assert len(counts) > 8 and set(counts) == {100}
 
 
 def replica_pids(deployed: Deployed) -> set[int]:
