@@ -119,12 +119,22 @@ DRAFT = (
     _counter("draftline:drift_events", "Drift events raised."),
 )
 
+CAPTURE = (
+    _counter("draftline:capture_records", "Chats written as prompts."),
+    _counter("draftline:capture_bytes", "Bytes of them, redacted."),
+    _counter("draftline:capture_dropped", "Sampled chats that were left out.", "reason"),
+    _counter("draftline:capture_write_failures", "Attempts to write a batch that failed."),
+    _counter("draftline:capture_redactions", "Places redacted, by rule.", "rule"),
+    _gauge("draftline:capture_pending_bytes", "Captured and not yet written."),
+)
+
 SECTIONS: dict[str, Sequence[MetricRow]] = {
     "Load": LOAD,
     "Latency": LATENCY,
     "Speculation": SPECULATION,
     "Scheduler": SCHEDULER,
     "Draft": DRAFT,
+    "Traffic capture": CAPTURE,
 }
 """All metrics by heading of the documentation."""
 

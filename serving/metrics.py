@@ -179,6 +179,25 @@ class ServingMetrics:
         """Count a drift event."""
         self._count("draftline:drift_events")
 
+    # -- traffic capture ----------------------------------------------------------------------------------------
+
+    def record_captured(self, num_records: int, num_bytes: int) -> None:
+        """A batch of captured chats lies in the store."""
+        self._count("draftline:capture_records", num_records)
+        self._count("draftline:capture_bytes", num_bytes)
+
+    def record_capture_failure(self) -> None:
+        """The store did not take a batch; it is tried again, or dropped."""
+        self._count("draftline:capture_write_failures")
+
+    def record_capture_dropped(self, reason: str, num_records: int = 1) -> None:
+        """Sampled chats were left out."""
+        self._count("draftline:capture_dropped", num_records, reason)
+
+    def record_redactions(self, rule: str, num_places: int) -> None:
+        """A redaction rule was applied to a chat."""
+        self._count("draftline:capture_redactions", num_places, rule)
+
     # -- families -----------------------------------------------------------------------------------------------
 
     def _count(self, name: str, amount: float = 1, *labels: str) -> None:

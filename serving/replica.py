@@ -141,7 +141,7 @@ def start_replica(config: ReplicaConfig, source: DraftSource | None = None) -> R
         policy=serving.policy,
     )
     text = TokenizerText(target.tokenizer, target.vocab_size, enable_thinking=target.enable_thinking)
-    capture = start_capture(serving.capture, worker.metrics.registry, serving.model_name)
+    capture = start_capture(serving.capture, worker.metrics)
     service = CompletionService(worker, text, info, capture)
     if source is None or draft is None:
         return Replica(service, None, latency)

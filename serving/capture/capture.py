@@ -6,15 +6,13 @@ import logging
 from collections.abc import Sequence
 from typing import Literal
 
-from prometheus_client import CollectorRegistry
-
 from draftline.spec import CaptureSpec
 from draftline.storage import open_store
 from draftline.traffic.records import Asked
 from draftline.traffic.redaction import Redactor
 from draftline.traffic.sampling import is_sampled
-from serving.capture.metrics import CaptureMetrics
-from serving.capture.writer import BatchWriter, WriterLimits
+from serving.capture.writer import DROP_REASONS, BatchWriter, WriterLimits
+from serving.metrics import ServingMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +37,7 @@ class TrafficCapture:
         sample_rate: float,
         max_record_bytes: int,
         writer: BatchWriter,
-        metrics: CaptureMetrics,
+        metrics: ServingMetrics,
     ) -> None:
         self._needs_wish = consent == "request"
         self._sample_rate = sample_rate
@@ -62,20 +60,20 @@ class TrafficCapture:
             if (asked := Asked.of(messages)) is None:
                 return
             if asked.num_bytes > self._max_record_bytes:
-                self._metrics.dropped("too_large")
+                self._metrics.record_capture_dropped("too_large")
             else:
                 self._writer.put(asked)
         except Exception as error:  # the request goes on, whatever is wrong with its capture
             # Only the type: the text may hold what the user wrote.
             logger.error("a request could not be captured (%s)", type(error).__name__)
-            self._metrics.dropped("failed")
+            self._metrics.record_capture_dropped("failed")
 
     def close(self) -> None:
         """Write what waits, as far as that goes quickly."""
         self._writer.close()
 
 
-def start_capture(spec: CaptureSpec, registry: CollectorRegistry, model_name: str) -> TrafficCapture | None:
+def start_capture(spec: CaptureSpec, metrics: ServingMetrics) -> TrafficCapture | None:
     """What a spec asks for, running; ``None`` if it asks for nothing.
 
     The store is not asked whether it can be written: a bucket that is gone
@@ -83,8 +81,7 @@ def start_capture(spec: CaptureSpec, registry: CollectorRegistry, model_name: st
 
     Args:
         spec: Of the run.
-        registry: Of the replica's metrics.
-        model_name: Their label.
+        metrics: Of the replica.
 
     Raises:
         SpecError: the URI cannot be understood.
@@ -92,8 +89,6 @@ def start_capture(spec: CaptureSpec, registry: CollectorRegistry, model_name: st
     """
     if not spec.enabled or spec.uri is None:
         return None
-    writer: BatchWriter
-    metrics = CaptureMetrics(registry, model_name, lambda: writer.pending_bytes)
     limits = WriterLimits(
         max_queue_bytes=QUEUED_BATCHES * spec.max_batch_bytes,
         max_record_bytes=spec.max_record_bytes,
@@ -102,5 +97,9 @@ def start_capture(spec: CaptureSpec, registry: CollectorRegistry, model_name: st
         flush_s=spec.flush_s,
     )
     writer = BatchWriter(open_store(spec.uri), Redactor(spec.redact), spec.domain, limits, metrics)
+    metrics.show("draftline:capture_pending_bytes", lambda: float(writer.pending_bytes))
+    for reason in DROP_REASONS:
+        # Shown as 0 from the start: an alert on a rate needs the series before the first event.
+        metrics.record_capture_dropped(reason, 0)
     writer.start()
     return TrafficCapture(spec.consent, spec.sample_rate, spec.max_record_bytes, writer, metrics)

@@ -22,9 +22,12 @@ from draftline.errors import ObjectExists, StorageError
 from draftline.storage import ObjectStore
 from draftline.traffic.records import Asked, to_line
 from draftline.traffic.redaction import Redactor
-from serving.capture.metrics import CaptureMetrics
+from serving.metrics import ServingMetrics
 
 logger = logging.getLogger(__name__)
+
+DROP_REASONS = ("too_large", "queue_full", "hour_full", "storage", "failed")
+"""Why a chat may be left out."""
 
 _ITEM_OVERHEAD_BYTES = 256
 """Counted for each request beside its text, so that a flood of tiny ones is bounded, too."""
@@ -82,7 +85,7 @@ class BatchWriter:
         redactor: Redactor,
         domain: str,
         limits: WriterLimits,
-        metrics: CaptureMetrics,
+        metrics: ServingMetrics,
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -116,7 +119,7 @@ class BatchWriter:
         size = asked.num_bytes + _ITEM_OVERHEAD_BYTES
         with self._wake:
             if self._is_closing or self._queue_bytes + size > self._limits.max_queue_bytes:
-                self._metrics.dropped("queue_full")
+                self._metrics.record_capture_dropped("queue_full")
                 return
             self._queue.append(asked)
             self._queue_bytes += size
@@ -146,7 +149,7 @@ class BatchWriter:
                 self._add(asked)
             except Exception as error:  # one odd request must not end the capture of all others
                 logger.error("a captured request could not be redacted (%s); it is left out", type(error).__name__)
-                self._metrics.dropped("failed")
+                self._metrics.record_capture_dropped("failed")
             if self._batch.num_bytes >= self._limits.max_batch_bytes:
                 self._flush()
 
@@ -170,17 +173,17 @@ class BatchWriter:
     def _add(self, asked: Asked) -> None:
         line, counts = to_line(asked, self._domain, self._redactor)
         if len(line) > self._limits.max_record_bytes:
-            self._metrics.dropped("too_large")
+            self._metrics.record_capture_dropped("too_large")
             return
         hour = int(self._now() // 3600)
         if hour != self._hour:
             self._hour, self._hour_bytes = hour, 0
         if self._hour_bytes + len(line) > self._limits.max_hour_bytes:
-            self._metrics.dropped("hour_full")
+            self._metrics.record_capture_dropped("hour_full")
             return
         self._hour_bytes += len(line)
         for rule, count in counts.items():
-            self._metrics.redacted(rule, count)
+            self._metrics.record_redactions(rule, count)
         if not self._batch.lines:
             self._batch.began_s = time.monotonic()
         self._batch.lines.append(line)
@@ -193,10 +196,10 @@ class BatchWriter:
         data, num_records = b"".join(self._batch.lines), len(self._batch.lines)
         self._batch.lines = []  # the joined bytes hold them, too
         if self._write_patiently(self._key(), data):
-            self._metrics.written(num_records, len(data))
+            self._metrics.record_captured(num_records, len(data))
         else:
             logger.error("%d captured requests are dropped: the store did not take them", num_records)
-            self._metrics.dropped("storage", num_records)
+            self._metrics.record_capture_dropped("storage", num_records)
         self._batch = _Batch()
 
     def _write_patiently(self, key: str, data: bytes) -> bool:
@@ -229,11 +232,11 @@ class BatchWriter:
             return True
         except StorageError as error:
             logger.warning("captured requests could not be written, trying again: %s", error)
-            self._metrics.write_failed()
+            self._metrics.record_capture_failure()
             return False
         except Exception as error:  # a broken SDK must not end the thread; the batch is tried again, then dropped
             logger.warning("captured requests could not be written (%s), trying again", type(error).__name__)
-            self._metrics.write_failed()
+            self._metrics.record_capture_failure()
             return False
         return True
 

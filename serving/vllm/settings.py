@@ -47,6 +47,12 @@ def engine_arguments(spec: RunSpec, draft: ExportedDraft | None) -> dict[str, An
         SpecError: vLLM cannot do what the spec asks for.
     """
     serving, vllm = spec.serving, spec.serving.vllm
+    if serving.capture.enabled:
+        raise SpecError(
+            "with vLLM there is no traffic capture",
+            got="serving.capture.enabled: true",
+            remedy="Switch it off, or serve with serving.engine: draftline",
+        )
     arguments: dict[str, Any] = {
         "dtype": _DTYPES[spec.target.dtype],
         "max_model_len": serving.max_context,

@@ -14,7 +14,6 @@ from typing import Any
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry
 
 from draftline.errors import ObjectExists, StoreUnreachable
 from draftline.prompts.records import parse_line
@@ -27,8 +26,9 @@ from draftline.traffic.records import Asked
 from draftline.traffic.redaction import Redactor
 from draftline.traffic.sampling import is_sampled
 from serving.capture.capture import start_capture
-from serving.capture.metrics import CaptureMetrics
-from serving.capture.writer import BatchWriter, WriterLimits
+from serving.capture.writer import DROP_REASONS, BatchWriter, WriterLimits
+from serving.metrics import ServingMetrics
+from serving.worker import IDLE_LOAD
 from tests.servers.faulty_s3 import Fault, running_faulty_s3
 from tests.servers.s3 import S3Server, fresh_workspace
 from tests.serving.scripted_engine import END_OF_TEXT, ScriptedEngine
@@ -45,6 +45,10 @@ LIMITS = WriterLimits(
 )
 
 
+def new_metrics() -> ServingMetrics:
+    return ServingMetrics(MODEL, lambda: IDLE_LOAD)
+
+
 def lines_in(store: ObjectStore) -> list[dict[str, Any]]:
     """All records, in the order of their files."""
     return [json.loads(line) for info in store.list() for line in store.get(info.key).splitlines()]
@@ -56,7 +60,7 @@ def capturing(folder: Path, **fields: Any) -> Iterator[Running]:
     spec = CaptureSpec(enabled=True, uri=str(folder), **{"sample_rate": 1.0, **fields})
     engine = ScriptedEngine(lambda request: [*b"The answer", END_OF_TEXT])
     with serve_scripted(engine) as server:
-        server.service.capture = start_capture(spec, server.service.worker.metrics.registry, MODEL)
+        server.service.capture = start_capture(spec, server.service.worker.metrics)
         yield server
 
 
@@ -108,7 +112,7 @@ def test_a_server_that_keeps_nothing_refuses_a_wish_to_be_kept() -> None:
         answer = ask(server, "hello", store=True)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "store")
         assert ask(server, "hello", store=False).status_code == 200
-    assert start_capture(CaptureSpec(), CollectorRegistry(), MODEL) is None
+    assert start_capture(CaptureSpec(), new_metrics()) is None
 
 
 def test_refused_requests_and_raw_completions_are_not_kept(tmp_path: Path) -> None:
@@ -152,7 +156,7 @@ def test_a_bucket_takes_batches_and_the_run_reads_its_prefix(
         spec = CaptureSpec(
             enabled=True, uri=f"{store.uri}/traffic", consent="deployment", sample_rate=1.0, flush_s=0.01
         )
-        capture = start_capture(spec, CollectorRegistry(), MODEL)
+        capture = start_capture(spec, new_metrics())
         assert capture is not None
         for number in range(20):
             capture.offer(f"id-{number}", [("user", f"question {number}")], store=None)
@@ -174,15 +178,16 @@ class Made:
     """A writer of its own with what it counts."""
 
     writer: BatchWriter
-    registry: CollectorRegistry
+    metrics: ServingMetrics
 
     def count(self, name: str, **labels: str) -> float:
-        value = self.registry.get_sample_value(f"draftline:capture_{name}_total", {"model_name": MODEL, **labels})
+        value = self.metrics.registry.get_sample_value(
+            f"draftline:capture_{name}_total", {"model_name": MODEL, **labels}
+        )
         return value or 0.0
 
     def dropped(self) -> dict[str, float]:
-        reasons = ("too_large", "queue_full", "hour_full", "storage", "failed")
-        return {reason: n for reason in reasons if (n := self.count("dropped", reason=reason))}
+        return {reason: n for reason in DROP_REASONS if (n := self.count("dropped", reason=reason))}
 
     def put(self, *turns: str) -> None:
         asked = Asked.of([("user", turn) for turn in turns])
@@ -191,12 +196,10 @@ class Made:
 
 
 def make(store: ObjectStore, limits: WriterLimits = LIMITS, **options: Any) -> Made:
-    registry = CollectorRegistry()
-    writer: BatchWriter
-    metrics = CaptureMetrics(registry, MODEL, lambda: writer.pending_bytes)
+    metrics = new_metrics()
     writer = BatchWriter(store, Redactor(RedactionSpec()), "live", limits, metrics, **options)
     writer.start()
-    return Made(writer, registry)
+    return Made(writer, metrics)
 
 
 @pytest.mark.parametrize("kind", ["status", "reset", "lost_answer"])

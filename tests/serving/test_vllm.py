@@ -118,6 +118,12 @@ def test_a_policy_that_vllm_lacks_is_refused(tmp_path: Path, target: Path) -> No
         speculative_config(spec_with(policy="threshold"), found)
 
 
+def test_capture_is_refused_rather_than_left_out() -> None:
+    spec = derive(RunSpec(), {"serving.capture": {"enabled": True, "uri": "s3://traffic/live"}})
+    with pytest.raises(SpecError, match="no traffic capture"):
+        engine_arguments(spec, None)
+
+
 @pytest.mark.parametrize("name", ["model", "max_num_seqs", "speculative_config", "dtype"])
 def test_extra_arguments_cannot_contradict_the_spec(name: str) -> None:
     with pytest.raises(SpecError, match=f"got {name}"):
