@@ -195,7 +195,7 @@ class Engine:
     def _ensure_costs(self) -> None:
         if self._scheduler.costs is None:
             self.profile()
-        elif not self._scheduler.costs.draft_ms:
+        elif self._scheduler.costs.is_measured and not self._scheduler.costs.draft_ms:
             self._profile_draft()
 
     # -- requests -----------------------------------------------------------------------------------------------
@@ -315,7 +315,8 @@ class Engine:
     def _renew_scheduler(self, block_size: int) -> None:
         """What was learned speaks of the old draft; what the target costs stays."""
         costs = self._scheduler.costs
-        if costs is not None and (not self._draft_facts or costs.mismatches(self._draft_facts)):
+        is_other = not self._draft_facts or (costs is not None and costs.mismatches(self._draft_facts))
+        if costs is not None and costs.is_measured and is_other:
             costs = replace(costs, draft_requests=(), draft_ms=())
         prior = self.calibration.expected_survival if self.calibration is not None else None
         self._scheduler = Scheduler(self.policy, self._limits.num_slots, block_size, costs, prior)

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Survival = NDArray[np.floating]
 Lengths = NDArray[np.int64]
 
 
-def gain_curve(survival_HB: Array, pooled: int = 1) -> Array:
+def gain_curve(survival_HB: Survival, pooled: int = 1) -> Array:
     """G(K) for K = 0, 1, ...: the sum of the K highest survivals.
 
     Args:
@@ -31,7 +32,7 @@ def gain_curve(survival_HB: Array, pooled: int = 1) -> Array:
     """
     falling = np.sort(survival_HB, axis=None)[::-1]
     count = int(np.searchsorted(-falling, 0.0, side="left"))
-    total = np.cumsum(falling[:count])
+    total = np.cumsum(falling[:count], dtype=np.float64)
     if pooled > 1:
         # A curve of whole slots: every pooled-th point is one slot of the step.
         total = total[pooled - 1 :: pooled] / pooled
@@ -63,7 +64,7 @@ def first_stop(gain_K: Array, cost_K: Array, num_requests: int) -> int:
     return int(does_not_raise.argmax()) if does_not_raise.any() else len(gain_K) - 1
 
 
-def allocate(survival_RB: Array, budget: int, *, floor: float = 0.0, first_request: int = 0) -> Lengths:
+def allocate(survival_RB: Survival, budget: int, *, floor: float = 0.0, first_request: int = 0) -> Lengths:
     """Give ``budget`` slots to the highest survivals; verified drafts of each request.
 
     Equal survivals are served by position and then by request. Any order that
@@ -80,22 +81,28 @@ def allocate(survival_RB: Array, budget: int, *, floor: float = 0.0, first_reque
     if budget <= 0 or survival_RB.size == 0:
         return np.zeros(len(survival_RB), dtype=np.int64)
     candidates = survival_RB > 0 if floor <= 0 else survival_RB >= floor
-    lengths: Lengths = candidates.sum(axis=1)
-    if budget >= int(lengths.sum()):
-        return lengths
+    if budget >= np.count_nonzero(candidates):
+        return _by_request(candidates)
     # The budget-th highest survival: all above it are in, of those equal to it the first.
     least = np.partition(survival_RB, survival_RB.size - budget, axis=None)[survival_RB.size - budget]
-    lengths = (survival_RB > least).sum(axis=1)
-    left = budget - int(lengths.sum())
+    above_RB = survival_RB > least
+    lengths = _by_request(above_RB)
+    left = budget - int(np.count_nonzero(above_RB))
     ties_RB = survival_RB == least
+    if left >= np.count_nonzero(ties_RB):
+        return lengths + _by_request(ties_RB)
     counts_B = np.cumsum(ties_RB.sum(axis=0))
     whole = int(np.searchsorted(counts_B, left, side="right"))
-    lengths = lengths + ties_RB[:, :whole].sum(axis=1)
+    lengths += _by_request(ties_RB[:, :whole])
     left -= int(counts_B[whole - 1]) if whole else 0
-    if left:
-        tied = np.flatnonzero(ties_RB[:, whole])
-        tied = np.roll(tied, -int(np.searchsorted(tied, first_request % len(survival_RB))))
-        lengths[tied[:left]] += 1
+    tied = np.flatnonzero(ties_RB[:, whole])
+    tied = np.roll(tied, -int(np.searchsorted(tied, first_request % len(survival_RB))))
+    lengths[tied[:left]] += 1
+    return lengths
+
+
+def _by_request(slots_RB: NDArray[np.bool_]) -> Lengths:
+    lengths: Lengths = slots_RB.sum(axis=1)
     return lengths
 
 

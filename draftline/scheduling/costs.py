@@ -42,7 +42,9 @@ class CostTable:
         context_tokens: Context of every request while measuring.
         context_ms: Further milliseconds for each request and token of context.
         overhead_ms: Of a step whatever its size, outside target and draft.
-        facts: Where and of what it was measured; see :meth:`mismatches`.
+        facts: Where and of what it was measured; see :meth:`mismatches`. A
+            table without any was told, and is taken as it is: neither scaled to
+            the time that steps take nor measured anew for another draft.
     """
 
     requests: tuple[int, ...]
@@ -77,6 +79,7 @@ class CostTable:
             raise FormatError(f"the step-cost table is impossible: {flaw}", remedy="Profile the machine again")
         object.__setattr__(self, "_grid_ST", grid)
         object.__setattr__(self, "_curves", {})
+        object.__setattr__(self, "_drafts", [])
 
     @classmethod
     def from_points(
@@ -116,6 +119,11 @@ class CostTable:
             facts={**self.facts, **(facts or {})},
         )
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether it speaks of some machine."""
+        return bool(self.facts)
+
     def covers(self, num_requests: int, num_tokens: int) -> bool:
         """Whether it was measured up to a size, so that nothing in between is guessed."""
         return self.requests[-1] >= num_requests and self.tokens[-1] >= num_tokens
@@ -126,9 +134,16 @@ class CostTable:
         """Milliseconds of drafting a block for so many requests; 0 for none or without a draft."""
         if num_requests <= 0 or not self.draft_ms:
             return 0.0
-        if len(self.draft_ms) == 1:
-            return self.draft_ms[0] * max(1.0, num_requests / self.draft_requests[0])
-        return float(_extended(np.array([num_requests]), self.draft_requests, np.array(self.draft_ms))[0])
+        curve: list[float] = self.__dict__["_drafts"]
+        if num_requests >= len(curve):
+            curve[:] = self._draft_curve(max(2 * num_requests, self.draft_requests[-1]))
+        return curve[num_requests]
+
+    def _draft_curve(self, most: int) -> list[float]:
+        measured = np.array([self.draft_ms])
+        at = np.arange(1, most + 1)
+        slope = _slope(self.draft_requests, measured)
+        return [0.0, *_extended(at, self.draft_requests, measured[0], slope).tolist()]
 
     def verify_cost(self, num_tokens: int, num_requests: int, context: float | None = None) -> float:
         """Milliseconds of one target step over so many tokens of so many requests.
@@ -155,19 +170,19 @@ class CostTable:
         curves: dict[int, Array] = self.__dict__["_curves"]
         curve = curves.get(num_requests)
         if curve is None or len(curve) <= most_tokens:
-            row = self._row(num_requests)
-            curve = _extended(np.arange(max(most_tokens, 2 * self.tokens[-1]) + 1), self.tokens, row)
+            grid: Array = self.__dict__["_grid_ST"]
+            at = np.arange(max(most_tokens, 2 * self.tokens[-1]) + 1)
+            # One slope for all rows: rows of their own slopes could cross beyond the table.
+            curve = _extended(at, self.tokens, self._row(num_requests), _slope(self.tokens, grid))
             curve.setflags(write=False)
             curves[num_requests] = curve
         return curve
 
     def _row(self, num_requests: int) -> Array:
         grid: Array = self.__dict__["_grid_ST"]
-        if len(self.requests) == 1:
-            only: Array = grid[0]
-            return only
+        slope = _slope(self.requests, grid.T) if len(self.requests) > 1 else 0.0
         at = np.array([float(num_requests)])
-        return np.array([_extended(at, self.requests, grid[:, j])[0] for j in range(len(self.tokens))])
+        return np.array([_extended(at, self.requests, column, slope)[0] for column in grid.T])
 
     # -- documents ----------------------------------------------------------------------------------------------
 
@@ -289,7 +304,8 @@ def _completed(verify: Mapping[tuple[int, int], float], requests: Sequence[int],
         _lengthen(grid[i], grid[i - 1], at)
     for row in grid:
         known = np.flatnonzero(~np.isnan(row))
-        row[:] = np.where(np.isnan(row), _extended(at, [int(t) for t in at[known]], row[known]), row)
+        points = [int(t) for t in at[known]]
+        row[:] = np.where(np.isnan(row), _extended(at, points, row[known], _slope(points, row[None, known])), row)
     filled: Array = np.maximum(grid, 1e-6)
     return filled
 
@@ -311,22 +327,22 @@ def _monotone(grid: Array) -> Array:
     return mean
 
 
-def _extended(at: NDArray[Any], points: Sequence[int], values: Array) -> Array:
-    """Linear between points; beyond the last by the steeper of the last and the mean slope, so no cost is left out.
+def _extended(at: NDArray[Any], points: Sequence[int], values: Array, slope: float) -> Array:
+    """Linear between points, beyond the last by a slope, below the first as there."""
+    extended: Array = np.interp(at, points, values) + np.maximum(0.0, at - points[-1]) * slope
+    return extended
 
-    Below the first by the first slope, but no lower than half the first value.
+
+def _slope(points: Sequence[int], rows: Array) -> float:
+    """How fast to go on beyond the last point: the steeper of the last and the mean slope, so that no cost is left out.
+
+    The mean over rows; of a single point the slope from nothing.
     """
-    places = np.asarray(points, dtype=np.float64)
-    found: Array = np.interp(at, places, values)
-    if len(places) > 1:
-        slopes = np.diff(values) / np.diff(places)
-        mean = (values[-1] - values[0]) / (places[-1] - places[0])
-        found = found + np.maximum(0.0, at - places[-1]) * max(0.0, slopes[-1], mean)
-        below = np.maximum(0.0, places[0] - at) * max(0.0, slopes[0])
-        found = np.where(at < places[0], np.maximum(values[0] - below, values[0] / 2), found)
-    else:
-        found = found * np.maximum(1.0, at / places[0])
-    return found
+    if len(points) == 1:
+        return float(rows.mean() / points[0])
+    last = (rows[:, -1] - rows[:, -2]) / (points[-1] - points[-2])
+    mean = (rows[:, -1] - rows[:, 0]) / (points[-1] - points[0])
+    return max(0.0, float(np.maximum(last, mean).mean()))
 
 
 def _rows(grid: Array) -> tuple[tuple[float, ...], ...]:

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Survival = NDArray[np.float32]
+"""Single precision sorts twice as fast, and no confidence is known to seven digits."""
 Rows = NDArray[np.int64]
 
 DEFAULT_CONFIDENCE = 0.7
@@ -24,10 +26,13 @@ HISTORY_BLOCKS = 8
 _PRIOR_TRIALS = 8.0
 _KEPT_PER_STEP = 0.98
 _KEPT_PER_BLOCK = 1 - 1 / 16
-_REQUEST_PRIOR_TOKENS = 2.0
-_COMMON_PRIOR_TOKENS = 20.0
+_REQUEST_PRIOR_TRIALS = 1.0
+_COMMON_PRIOR_TRIALS = 20.0
 _MEAN_WEIGHT = 0.05
+_REQUEST_MEAN_WEIGHT = 0.2
 _HIGHEST_CORRECTION = 2.0
+_MOST_COUNTED = 32
+_TINY = np.float32(1e-30)
 
 
 class AcceptanceEstimate:
@@ -51,9 +56,12 @@ class AcceptanceEstimate:
         self._predicted_N = np.zeros(num_rows)
         self._accepted = 0.0
         self._predicted = 0.0
-        self._history_NWB = np.zeros((num_rows, HISTORY_BLOCKS, block_size))
+        self._ones_B = np.ones(block_size, dtype=np.float32)
+        self._factors_BN = np.ones((block_size, num_rows), dtype=np.float32)
+        self._history_NWB = np.zeros((num_rows, HISTORY_BLOCKS, block_size), dtype=np.float32)
+        self._means_NB = np.zeros((num_rows, block_size), dtype=np.float32)
         self._next_N = np.zeros(num_rows, dtype=np.int64)
-        self._pending: list[tuple[Rows, Array]] = []
+        self._pending: list[tuple[Rows, Survival]] = []
         self._admitted_N = np.zeros(num_rows, dtype=np.int64)
         self._step = 0
 
@@ -73,21 +81,40 @@ class AcceptanceEstimate:
 
     @property
     def common_correction(self) -> float:
-        """Accepted over predicted drafts, all requests; 1 where predictions are right."""
-        return (_COMMON_PRIOR_TOKENS + self._accepted) / (_COMMON_PRIOR_TOKENS + self._predicted)
+        """How often drafts are accepted over how often that was predicted, all requests; 1 where predictions are right.
 
-    def correction(self, rows_M: Rows) -> Array:
-        """Accepted over predicted drafts of each request, drawn to :attr:`common_correction`."""
-        prior = _REQUEST_PRIOR_TOKENS
-        found: Array = (prior * self.common_correction + self._accepted_N[rows_M]) / (prior + self._predicted_N[rows_M])
-        return np.minimum(found, _HIGHEST_CORRECTION)
+        It speaks of single drafts given their predecessors, so k of them in a row are off by its k-th power.
+        """
+        return (_COMMON_PRIOR_TRIALS + self._accepted) / (_COMMON_PRIOR_TRIALS + self._predicted)
 
-    def corrected(self, rows_M: Rows, survival: Array) -> Array:
+    def correction(self, rows_M: Rows) -> Survival:
+        """The same of each request, drawn to :attr:`common_correction`."""
+        factors: Survival = self._factors_BN[0, rows_M]
+        return factors
+
+    def corrected(self, rows_M: Rows, survival: Survival) -> Survival:
         """Survivals ``[M, ..., B]`` as past steps of each request correct them; at most 1, still not rising."""
-        factor = self.correction(rows_M).reshape(-1, *([1] * (survival.ndim - 1)))
-        return np.minimum(survival * factor, 1.0)
+        factors = self._factors_BN[:, rows_M].T
+        if survival.ndim == 3:
+            factors = factors[:, None]
+        corrected: Survival = np.minimum(survival * factors, np.float32(1))
+        return corrected
 
-    def history(self, rows_M: Rows, num_blocks: int = HISTORY_BLOCKS) -> Array:
+    def _refresh(self, rows: Rows | int) -> None:
+        """Factors of rows: below 1 a power by position, above 1 the same for all, so that survival does not rise."""
+        prior = _REQUEST_PRIOR_TRIALS
+        found = (prior * self.common_correction + self._accepted_N[rows]) / (prior + self._predicted_N[rows])
+        factor = np.minimum(found, _HIGHEST_CORRECTION)
+        self._factors_BN[0, rows] = factor
+        lower = np.minimum(factor, 1.0)
+        for k in range(1, self.block_size):
+            self._factors_BN[k, rows] = factor = factor * lower
+
+    def means(self, rows_M: Rows) -> Survival:
+        """Mean survival of each request's latest blocks, corrected, ``[M, B]``; none is younger than two steps."""
+        return self.corrected(rows_M, self._means_NB[rows_M])
+
+    def history(self, rows_M: Rows, num_blocks: int) -> Survival:
         """Each request's latest blocks, corrected, ``[M, num_blocks, B]``; none is younger than two steps.
 
         A request with fewer blocks has the mean of all requests in their place.
@@ -99,19 +126,21 @@ class AcceptanceEstimate:
 
     def admit(self, row: int) -> None:
         """A new request takes a row; nothing of the one before is kept."""
-        self._history_NWB[row] = self._mean_B
+        self._history_NWB[row] = self._means_NB[row] = self._mean_B
         self._next_N[row] = 0
         self._accepted_N[row] = self._predicted_N[row] = 0.0
+        self._refresh(row)
         self._admitted_N[row] = self._step
 
-    def note_drafted(self, rows_M: Rows, survival_MB: Array) -> None:
+    def note_drafted(self, rows_M: Rows, survival_MB: Survival) -> None:
         """Predictions of this step's blocks; they become history after the next step."""
         self._pending.append((rows_M, survival_MB))
         if len(rows_M):
-            self._mean_B = self._mean_B + _MEAN_WEIGHT * (survival_MB.mean(axis=0) - self._mean_B)
+            some = survival_MB[:: -(-len(rows_M) // _MOST_COUNTED)]
+            self._mean_B = self._mean_B + _MEAN_WEIGHT * (some.mean(axis=0) - self._mean_B)
 
     def note_verified(
-        self, rows_M: Rows, predicted_MB: Array, lengths_M: Rows, accepted_M: Rows, *, is_estimate: bool
+        self, rows_M: Rows, predicted_MB: Survival, lengths_M: Rows, accepted_M: Rows, *, is_estimate: bool
     ) -> None:
         """Count what was accepted of what was verified.
 
@@ -123,21 +152,22 @@ class AcceptanceEstimate:
             is_estimate: The predictions are :attr:`survival_B`, which learns by
                 itself: no common correction on top.
         """
-        position_B = np.arange(self.block_size)
-        is_verified_MB = position_B < lengths_M[:, None]
-        self._hits_B *= _KEPT_PER_STEP
-        self._trials_B *= _KEPT_PER_STEP
-        self._hits_B += (position_B < accepted_M[:, None]).sum(axis=0)
-        self._trials_B += (is_verified_MB & (position_B <= accepted_M[:, None])).sum(axis=0)
-        predicted_M = np.where(is_verified_MB, predicted_MB, 0.0).sum(axis=1)
-        tried = rows_M[lengths_M > 0]
-        self._accepted_N[tried] *= _KEPT_PER_BLOCK
-        self._predicted_N[tried] *= _KEPT_PER_BLOCK
-        self._accepted_N[rows_M] += accepted_M
-        self._predicted_N[rows_M] += predicted_M
-        if not is_estimate:
+        # The last position tried is the first rejected one, or the last verified.
+        tried_M = np.minimum(lengths_M, accepted_M + 1)
+        confidence_MB = predicted_MB.copy()
+        confidence_MB[:, 1:] /= predicted_MB[:, :-1] + _TINY
+        confidence_MB *= np.arange(self.block_size) < tried_M[:, None]
+        predicted_M = confidence_MB @ self._ones_B
+        kept_M = np.where(tried_M > 0, _KEPT_PER_BLOCK, 1.0)
+        self._accepted_N[rows_M] = kept_M * self._accepted_N[rows_M] + accepted_M
+        self._predicted_N[rows_M] = kept_M * self._predicted_N[rows_M] + predicted_M
+        if is_estimate:
+            self._hits_B = _KEPT_PER_STEP * self._hits_B + _num_above(accepted_M, self.block_size)
+            self._trials_B = _KEPT_PER_STEP * self._trials_B + _num_above(tried_M, self.block_size)
+        else:
             self._accepted = _KEPT_PER_STEP * self._accepted + float(accepted_M.sum())
             self._predicted = _KEPT_PER_STEP * self._predicted + float(predicted_M.sum())
+        self._refresh(rows_M)
 
     def end_step(self) -> None:
         """The step is over; blocks of the step before it become history."""
@@ -146,9 +176,20 @@ class AcceptanceEstimate:
             rows, survival = self._pending.pop(0)
             # A row that changed hands since belongs to a request that never drafted this block.
             stays = self._admitted_N[rows] < self._step - 1
-            rows, survival = rows[stays], survival[stays]
-            self._history_NWB[rows, self._next_N[rows] % HISTORY_BLOCKS] = survival
-            self._next_N[rows] += 1
+            if not stays.all():
+                rows, survival = rows[stays], survival[stays]
+            places = self._next_N[rows]
+            self._history_NWB[rows, places % HISTORY_BLOCKS] = survival
+            self._next_N[rows] = places + 1
+            means = self._means_NB[rows]
+            self._means_NB[rows] = means + _REQUEST_MEAN_WEIGHT * (survival - means)
+
+
+def _num_above(counts_M: Rows, block_size: int) -> Rows:
+    """How many counts are above k, for k = 0 to ``block_size - 1``."""
+    of_each = np.bincount(counts_M, minlength=block_size + 1)
+    above: Rows = len(counts_M) - np.cumsum(of_each[:block_size])
+    return above
 
 
 def _conditional(survival_B: Sequence[float] | None, block_size: int) -> Array:
@@ -178,9 +219,13 @@ class CalibrationError:
         self._predicted = np.zeros(num_bins)
         self._observed = np.zeros(num_bins)
         self._squares = 0.0
+        self._turn = 0
 
-    def note(self, predicted_MB: Array, lengths_M: Rows, accepted_M: Rows) -> None:
-        """Count a step's verified positions."""
+    def note(self, predicted_MB: Survival, lengths_M: Rows, accepted_M: Rows) -> None:
+        """Count a step's verified positions; of large steps every so many, which is enough for a running figure."""
+        self._turn += 1
+        if self._turn % -(-max(1, len(lengths_M)) // _MOST_COUNTED):
+            return
         position_B = np.arange(predicted_MB.shape[1])
         is_verified = position_B < lengths_M[:, None]
         predicted = predicted_MB[is_verified]

@@ -19,6 +19,7 @@ from draftline.scheduling.allocation import allocate, first_stop, gain_curve
 from draftline.spec import ServingSpec
 
 Array = NDArray[np.float64]
+Survival = NDArray[np.floating]
 Lengths = NDArray[np.int64]
 
 
@@ -40,8 +41,8 @@ class StepView:
         first_request: Ties of a position start here; turns with the step's number.
     """
 
-    predicted_MB: Array
-    survival_MB: Array
+    predicted_MB: Survival
+    survival_MB: Survival
     caps_M: Lengths
     num_requests: int
     cost_K: Array

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from draftline.scheduling.allocation import best_budget, gain_curve, price_floor
 from draftline.scheduling.costs import CostTable
-from draftline.scheduling.estimate import AcceptanceEstimate, CalibrationError
+from draftline.scheduling.estimate import HISTORY_BLOCKS, AcceptanceEstimate, CalibrationError, Survival
 from draftline.scheduling.policies import LengthPolicy, StepView
 
 Array = NDArray[np.float64]
@@ -123,7 +123,7 @@ class Scheduler:
         self._credit_ms = 0.0
         self._scale = Segments(1.0, 1.0, 0.0)
         self._plan: Plan | None = None
-        self._predicted_MB: Array = np.zeros((0, block_size))
+        self._predicted_MB: Survival = np.zeros((0, block_size), dtype=np.float32)
         self._is_estimate = True
 
     def admit(self) -> int:
@@ -171,7 +171,7 @@ class Scheduler:
         drafting_E = chosen_E | probes_E
         if not drafting_E.any():
             return Plan(_NO_ROWS, nobody, 0, 0.0, plain_K, shape)
-        cost_K = self._cost_curve(int(drafting_E.sum()), shape)
+        cost_K = plain_K + self._draft_ms(int(np.count_nonzero(drafting_E)))
         floor = price_floor(budget, throughput, cost_K)
         return Plan(rows_E[drafting_E], probes_E[drafting_E], budget, floor, cost_K, shape)
 
@@ -180,27 +180,34 @@ class Scheduler:
     ) -> tuple[NDArray[np.bool_], int, float]:
         """Requests whose drafts are worth their time, the budget, and tokens per millisecond with it.
 
-        Time is worth at least what plain decoding makes of it. At that price a
-        request is worth drafting for if the slots that pay, as its last blocks
-        had them, bring more than its share of drafting takes.
+        A request is worth drafting for if the slots that pay, in the mean of
+        its last blocks, bring more than its share of drafting takes. What time
+        is worth is what plain decoding makes of it, and then what the first
+        choice does.
         """
-        history_EWB = self.estimate.history(rows_E)
         most = len(rows_E) * self.block_size
         slope = (plain_K[most] - plain_K[0]) / most
-        surplus_EW = np.maximum(history_EWB - plain * slope, 0.0).sum(axis=2)
-        worth_E = surplus_EW.mean(axis=1) - plain * self._draft_slope(len(rows_E))
-        chosen_E: NDArray[np.bool_] = worth_E > 0
-        count = int(chosen_E.sum())
-        if not count:
-            return chosen_E, 0, plain
-        pooled = min(history_EWB.shape[1], max(1, POOLED_BLOCKS // count))
-        gain_K = gain_curve(history_EWB[chosen_E, :pooled], pooled)
-        cost_K = self._cost_curve(count, shape)
-        budget = best_budget(gain_K, cost_K, shape.num_requests)
-        throughput = (shape.num_requests + gain_K[budget]) / cost_K[budget]
-        if throughput < plain * _LEAST_ADVANTAGE:
-            return np.zeros(len(rows_E), dtype=np.bool_), 0, plain
-        return chosen_E, budget, float(throughput)
+        draft_slope = self._draft_slope(len(rows_E))
+        means_EB = self.estimate.means(rows_E)
+        ones_B = np.ones(self.block_size, dtype=np.float32)
+        chosen_E, budget, throughput = np.zeros(len(rows_E), dtype=np.bool_), 0, plain
+        for _ in range(2):
+            surplus_E = np.maximum(means_EB - np.float32(throughput * slope), 0) @ ones_B
+            worthy_E = surplus_E > throughput * draft_slope
+            if (worthy_E == chosen_E).all():
+                break
+            count = int(np.count_nonzero(worthy_E))
+            if not count:
+                break
+            pooled = min(HISTORY_BLOCKS, max(1, POOLED_BLOCKS // count))
+            gain_K = gain_curve(self.estimate.history(rows_E[worthy_E], pooled), pooled)
+            cost_K = plain_K[: len(gain_K)] + self._draft_ms(count)
+            best = best_budget(gain_K, cost_K, shape.num_requests)
+            reached = float((shape.num_requests + gain_K[best]) / cost_K[best])
+            if reached < max(throughput, plain * _LEAST_ADVANTAGE):
+                break
+            chosen_E, budget, throughput = worthy_E, best, reached
+        return chosen_E, budget, throughput
 
     def _choose_probes(
         self, rows_E: Rows, chosen_E: NDArray[np.bool_], shape: StepShape, plain_K: Array
@@ -280,11 +287,16 @@ class Scheduler:
         """
         plan = self.current_plan
         self._is_estimate = survival_MB is None
+        if not len(caps_M):
+            return _NO_ROWS
         if survival_MB is None:
             survival_MB = np.broadcast_to(self.estimate.survival_B, (len(caps_M), self.block_size))
-        is_possible_MB = np.arange(survival_MB.shape[1]) < caps_M[:, None]
-        # A fit of each position alone may let survival rise along a block; only predecessors are looked at.
-        predicted_MB = np.where(is_possible_MB, np.minimum.accumulate(np.clip(survival_MB, 0.0, 1.0), axis=1), 0.0)
+        predicted_MB = survival_MB.astype(np.float32)
+        if (predicted_MB[:, 1:] > predicted_MB[:, :-1]).any():
+            # A fit of each position alone may let survival rise along a block; only predecessors are looked at.
+            predicted_MB = np.minimum.accumulate(predicted_MB, axis=1)
+        if caps_M.min() < self.block_size:
+            predicted_MB = predicted_MB * (np.arange(self.block_size) < caps_M[:, None])
         self._predicted_MB = predicted_MB
         view = StepView(
             predicted_MB,
@@ -321,8 +333,8 @@ class Scheduler:
             self._is_hot[rows_M] = plan.is_probe_M & (accepted_M > 0)
             self.estimate.note_drafted(rows_M, predicted_MB)
         else:
-            self.estimate.note_drafted(_NO_ROWS, np.zeros((0, self.block_size)))
-        if took is not None and self.costs is not None:
+            self.estimate.note_drafted(_NO_ROWS, np.zeros((0, self.block_size), dtype=np.float32))
+        if took is not None and self.costs is not None and self.costs.is_measured:
             self._learn_scales(plan, int(lengths_M.sum()), took)
         self.estimate.end_step()
         self._step += 1

@@ -9,8 +9,6 @@ _WITHOUT_HEADS: Mapping[str, Any] = {
     "draft.markov_rank": 0,
     "draft.markov_head": "vanilla",
     "draft.enable_confidence_head": False,
-    # The threshold reads the confidence head.
-    "serving.policy": "fixed",
 }
 
 ALGORITHM_OVERRIDES: Mapping[str, Mapping[str, Any]] = {

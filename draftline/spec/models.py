@@ -246,7 +246,7 @@ class DraftSpec(Part):
             depth = " and has one layer" if self.algorithm == "eagle3" else ""
             raise ValueError(
                 f"algorithm={self.algorithm!r} has no sequential and no confidence head{depth}; "
-                f"set {', '.join(changes)} (and serving.policy=fixed: the threshold reads the confidence head)"
+                f"set {', '.join(changes)}"
             )
         return self
 
@@ -644,7 +644,7 @@ class ServingSpec(Part):
     max_requests: PositiveInt = 8
     max_waiting: Annotated[int, Field(ge=0)] = 64
     max_context: PositiveInt = 2048
-    policy: Literal["off", "fixed", "threshold", "sync", "async"] = "threshold"
+    policy: Literal["off", "fixed", "threshold", "sync", "async"] = "async"
     threshold: Fraction = 0.1
     fixed_length: PositiveInt | None = None
     proposer: Literal["draft", "prompt_lookup", "none"] = "draft"
@@ -716,11 +716,6 @@ class RunSpec(Part):
             raise ValueError(
                 f"tokens.max_length={self.tokens.max_length} leaves no room for a block of "
                 f"draft.block_size={self.draft.block_size}; raise max_length"
-            )
-        if self.serving.policy == "threshold" and not self.draft.enable_confidence_head:
-            raise ValueError(
-                "serving.policy='threshold' reads the confidence head, but draft.enable_confidence_head is false; "
-                "enable it or serve with policy 'fixed'"
             )
         # One token comes from the prompt and one from the target: only then does a whole block fit in an answer.
         shortest = self.draft.block_size + 2

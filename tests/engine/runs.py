@@ -10,9 +10,15 @@ from draftline.draft.checkpoint import DraftModel
 from draftline.engine.engine import Engine, EngineLimits
 from draftline.engine.requests import EngineRequest, SamplingParams, SpeculationStats, TokenEvent
 from draftline.engine.verification import Verdict
+from draftline.scheduling.costs import CostTable
 from draftline.scheduling.policies import FixedPolicy, LengthPolicy
 from draftline.target.load import Target
 from tests.servers.tiny_target import grammar_pair
+
+COSTS = CostTable.from_points(
+    {(r, r * q): 10.0 + 0.3 * r * q + 0.2 * r for r in (1, 4, 100) for q in (1, 2, 4, 8)}, {1: 0.2, 100: 1.0}
+)
+"""Drafting is cheap and verifying is not free, so an adaptive policy has something to choose."""
 
 
 @dataclass
@@ -70,10 +76,14 @@ def make_engine(
     slots: int = 1,
     context: int = 160,
     prefill_tokens: int = 512,
+    costs: CostTable = COSTS,
 ) -> Engine:
-    """A fresh engine; verifies whole blocks when there is a draft and no policy."""
+    """A fresh engine; verifies whole blocks when there is a draft and no policy.
+
+    Its costs are told, not measured: a tiny target is no dearer than its draft, so nothing would be drafted.
+    """
     policy = policy or (FixedPolicy() if draft is not None else None)
-    engine = Engine(target, EngineLimits(slots, context, prefill_tokens), policy)
+    engine = Engine(target, EngineLimits(slots, context, prefill_tokens), policy, costs=costs)
     if draft is not None:
         engine.swap_draft(draft)
     return engine

@@ -5,18 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from draftline.draft.checkpoint import DraftModel
 from draftline.draft.prompt_lookup import PromptLookup
 from draftline.engine.engine import READ_AGAIN_TOKENS, Engine
 from draftline.engine.requests import EngineRequest, SamplingParams
-from draftline.scheduling.policies import FixedPolicy, LengthPolicy, OffPolicy, ThresholdPolicy
+from draftline.scheduling.policies import (
+    AsyncPolicy,
+    FixedPolicy,
+    LengthPolicy,
+    OffPolicy,
+    StepView,
+    SyncPolicy,
+    ThresholdPolicy,
+)
 from draftline.target.load import Target
 from tests.counted_forward import count_rows
 from tests.engine.runs import Answer, answer, check_dense, finish, gather, greedy, make_engine, questions
 from tests.servers.tiny_target import bigram_draft, random_draft, tiny_draft_config, tiny_eagle3_config
+
+POLICIES = [
+    OffPolicy(),
+    FixedPolicy(),
+    FixedPolicy(1),
+    FixedPolicy(2),
+    ThresholdPolicy(0.3),
+    SyncPolicy(),
+    AsyncPolicy(),
+]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +63,7 @@ def assert_equal(found: dict[str, Answer], plain: dict[str, Answer]) -> None:
         assert one.logprobs == pytest.approx(plain[name].logprobs, abs=2e-4)
 
 
-@pytest.mark.parametrize("policy", [OffPolicy(), FixedPolicy(), FixedPolicy(2), ThresholdPolicy(0.3)])
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(("slots", "prefill_tokens"), [(1, 512), (3, 9), (8, 20)])
 def test_speculation_changes_no_token(
     loaded_target: Target,
@@ -77,11 +97,44 @@ def test_hopeless_and_pruned_drafts_change_no_token(
     assert_equal(answer(engine, requests), plain)
 
 
-def test_threshold_lengths_are_ragged(loaded_target: Target, requests: list[EngineRequest], draft: DraftModel) -> None:
-    found = answer(make_engine(loaded_target, draft, ThresholdPolicy(0.3), slots=4), requests)
+@pytest.mark.parametrize("policy", [ThresholdPolicy(0.3), SyncPolicy(), AsyncPolicy()])
+def test_lengths_are_ragged(
+    loaded_target: Target, requests: list[EngineRequest], draft: DraftModel, policy: LengthPolicy
+) -> None:
+    found = answer(make_engine(loaded_target, draft, policy, slots=4), requests)
     drafted = sum(one.stats.num_draft_tokens for one in found.values())
     steps = sum(one.stats.num_steps for one in found.values())
     assert 0.2 < drafted / steps / draft.config.block_size < 0.9
+
+
+class RandomPolicy:
+    """Lengths at random: whatever a policy chooses, greedy output is the target's."""
+
+    wants_draft = True
+    is_adaptive = False
+
+    def __init__(self, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
+
+    def lengths(self, view: StepView) -> NDArray[np.int64]:
+        return self._random.integers(0, view.caps_M + 1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_ragged_lengths_and_policies_that_change_change_no_token(
+    loaded_target: Target, requests: list[EngineRequest], plain: dict[str, Answer], draft: DraftModel, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    engine = make_engine(loaded_target, draft, RandomPolicy(seed), slots=3 + seed, prefill_tokens=11)
+    answers: dict[str, Answer] = {}
+    for request in random.permutation(np.array(requests, dtype=object)):
+        engine.submit(request)
+        gather(engine.step(), answers)
+    while engine.has_work:
+        engine.policy = [RandomPolicy(seed), *POLICIES][random.integers(len(POLICIES) + 1)]
+        gather(engine.step(), answers)
+        check_dense(engine)
+    assert_equal(answers, plain)
 
 
 def test_requests_may_come_and_go_while_others_run(

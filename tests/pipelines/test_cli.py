@@ -87,8 +87,8 @@ def test_validate(tmp_path: Path) -> None:
     code, line = refused("validate", "spec.yaml")
     assert code == errors.SpecError.exit_code
     assert "unknown key 'draft.num_layer'" in line and "Did you mean 'draft.num_layers'?" in line
-    path.write_text("serving: {policy: threshold}\ndraft: {enable_confidence_head: false}")
-    assert "enable it or serve with policy 'fixed'" in refused("validate", "spec.yaml")[1]
+    path.write_text("draft: {algorithm: dflash}")
+    assert "set draft.markov_rank=0, draft.enable_confidence_head=false" in refused("validate", "spec.yaml")[1]
     path.write_text("")
     assert "no key 'train.step'" in refused("validate", "spec.yaml", "--set", "train.step=3")[1]
 
