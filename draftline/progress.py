@@ -139,3 +139,24 @@ class LineProgress:
         count = f" {event.done:g}/{event.total:g} {event.unit}" if event.total else ""
         note = f"  {event.note}" if event.note else ""
         print(f"[{event.step}] {event.state}{share}{count}{note}", file=self._stream or sys.stderr, flush=True)
+
+
+EVENT_TAG = "draftline-event "
+"""Begins a log line that holds an event."""
+
+
+class TaggedProgress:
+    """Prints every event as one tagged JSON line on standard error, for whoever follows the log."""
+
+    def emit(self, event: ProgressEvent) -> None:
+        """See :class:`Progress`."""
+        print(EVENT_TAG + json.dumps(asdict(event), separators=(",", ":")), file=sys.stderr, flush=True)
+
+
+def parse_tagged(line: str) -> ProgressEvent | None:
+    """The event in a line of :class:`TaggedProgress`, whatever stands before the tag; ``None`` for other lines."""
+    _, tag, document = line.partition(EVENT_TAG)
+    if tag:
+        with contextlib.suppress(ValueError, TypeError):
+            return ProgressEvent(**json.loads(document))
+    return None

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import ray
 
@@ -23,12 +22,12 @@ _PASSED_PREFIXES = ("AWS_", "HF_")
 def main(run: Callable[[StepContext], StepOutput]) -> None:
     """Run a job from the command line; exits non-zero when it failed.
 
-    Expected errors travel in ``result.json`` and come out of the launcher as
+    Expected errors travel in the result and come out of the launcher as
     the same exception.
     """
     if len(sys.argv) != 3:
-        sys.exit("usage: python -m ray_jobs.NAME request.json result.json")
-    request, result = Path(sys.argv[1]), Path(sys.argv[2])
+        sys.exit("usage: python -m ray_jobs.NAME REQUEST RESULT (paths, or URIs of objects)")
+    request, result = sys.argv[1:]
     try:
         with ray_session():
             outcome: StepOutput | DraftlineError = run(read_request(request))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from draftline.errors import StepError
 from draftline.evaluation.suites import suite_digest
-from draftline.jobs import run_job
+from draftline.jobs import JobRunner, run_job
 from draftline.progress import Progress, ProgressEvent
 from draftline.prompts.overlap import overlap_digest
 from draftline.prompts.source import source_digest
@@ -30,6 +30,7 @@ def execute(
     progress: Progress,
     *,
     item: str = "",
+    runner: JobRunner = run_job,
 ) -> StepResult:
     """Bring one station (or one fan-out branch) to its committed result.
 
@@ -40,6 +41,7 @@ def execute(
         inputs: Results of the input stations; fan-out branches as ``station:item``.
         progress: Receives started/running/skipped/finished/failed events.
         item: Fan-out item.
+        runner: Runs the work of stations that compute on Ray.
 
     Returns:
         The committed result.
@@ -59,7 +61,7 @@ def execute(
         return found
     progress.emit(ProgressEvent(context.label, "started"))
     try:
-        output = run_job(station, context) if station.on_ray else load_function(station.run)(context)
+        output = runner(station, context) if station.on_ray else load_function(station.run)(context)
     except BaseException as error:
         progress.emit(ProgressEvent(context.label, "failed", note=str(error).splitlines()[0] if str(error) else ""))
         raise
