@@ -17,10 +17,11 @@ from typing import Any, Protocol
 
 from components.live_metrics import live_metrics
 from draftline.errors import DraftlineError
-from draftline.jobs import progress_from_environment
+from draftline.jobs import JobRunner, progress_from_environment, run_job
 from draftline.spec import RunSpec, load_spec, parse_spec
-from draftline.steps import StepResult
+from draftline.steps import StepContext, StepOutput, StepResult
 from draftline.steps.execute import execute, step_key
+from draftline.steps.stations import Station
 from draftline.storage import ObjectStore, open_store
 from draftline.storage.files import translated
 from draftline.storage.uri import parse_uri
@@ -62,6 +63,7 @@ def run_station(
     metrics: Metrics | None = None,
     card: Artifact | None = None,
     page: Artifact | None = None,
+    job: Mapping[str, Any] | None = None,
 ) -> StepResult:
     """Bring one station to its committed result and describe it to KFP.
 
@@ -76,6 +78,8 @@ def run_station(
         metrics: Receives the result's numbers.
         card: Receives the report's ``card.md``.
         page: Receives the report's ``report.html``.
+        job: Settings of the RayJob that does the work, see :class:`components.cluster.settings.JobSettings`; empty
+            does it in this pod or on this machine.
 
     Returns:
         The committed result.
@@ -89,7 +93,9 @@ def run_station(
         store = open_store(workspace)
         given = read_inputs(inputs)
         with live_metrics(station, lambda: step_key(station, spec, given, item), spec.name):
-            outcome = execute(station, spec, store, given, progress_from_environment(), item=item)
+            outcome = execute(
+                station, spec, store, given, progress_from_environment(), item=item, runner=job_runner(job)
+            )
         with translated(f"Cannot write the artifacts of {station}"):
             Path(result.path).write_text(outcome.to_json(), encoding="utf-8")
             result.metadata.update(summarise(outcome))
@@ -103,6 +109,24 @@ def run_station(
         record_failure(error, f"{station}:{item}" if item else station, os.environ)
         raise
     return outcome
+
+
+def job_runner(job: Mapping[str, Any] | None) -> JobRunner:
+    """What runs the work of a heavy step: RayJobs with these settings, or without settings a child process.
+
+    Raises:
+        SpecError: a setting is wrong.
+        DraftlineError: there is no way to the Kubernetes API.
+    """
+    if not job:
+        return run_job
+    from components.cluster.runner import ray_job_runner
+
+    # Asked for late: a step whose result is there needs no cluster.
+    def run_ray_job(station: Station, context: StepContext) -> StepOutput:
+        return ray_job_runner(job)(station, context)
+
+    return run_ray_job
 
 
 def read_spec(spec_uri: str) -> RunSpec:

@@ -184,6 +184,8 @@ def _start(run: LocalRun, scratch: str) -> subprocess.Popen[bytes]:
             "spec_uri": run.spec_uri,
             "workspace": run.workspace,
             "suites": list(run.spec.evaluation.suites),
+            # No RayJobs: heavy steps are child processes on the embedded Ray.
+            "ray_job": {},
         },
     }
     request.write_text(json.dumps(document), encoding="utf-8")

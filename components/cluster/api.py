@@ -16,12 +16,12 @@ import tenacity
 from components.cluster.manifest import PodFacts
 from draftline.errors import AccessDenied, DraftlineError, PlatformError
 
-POD_NAME_ENV = "KFP_POD_NAME"
-"""Set by Kubeflow Pipelines in every step's pod."""
+POD_NAME_ENV = "DRAFTLINE_POD"
+"""Names the step's pod; set by the pipeline from the pod's own fields."""
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 NAMESPACE_ENV = "DRAFTLINE_NAMESPACE"
-"""Names the namespace outside a cluster."""
+"""Names its namespace, likewise."""
 
 STEP_CONTAINER = "main"
 """Name that Argo Workflows gives to a step's own container."""

@@ -95,8 +95,10 @@ class RayJobRunner:
         """
         name = job_name(station.name, context.store.uri, context.key)
         places = _Places(context)
+        attempt = 0
         with self._cancelling(name):
-            for attempt in range(1, self._settings.retries + 2):
+            while True:
+                attempt += 1
                 if (done := self._submit(name, station, context, places)) is not None:
                     return done
                 with LogFollower(self._cluster, name, context.progress):
@@ -106,14 +108,13 @@ class RayJobRunner:
                 if end is None:
                     raise _deleted(context.label, name)
                 if not end.has_failed or end.reason in _FINAL_REASONS or attempt > self._settings.retries:
-                    break
+                    raise _failed(context.label, name, self._cluster.namespace, end)
                 _say(context, f"RayJob {name} failed ({_why(end)}); attempt {attempt + 1}")
-            raise _failed(context.label, name, self._cluster.namespace, end)
 
     def _submit(self, name: str, station: Station, context: StepContext, places: _Places) -> StepOutput | None:
         """Leave a job under the name that runs or will run; or the result, when one was here before and is gone."""
         found = self._cluster.get(GROUP, PLURAL, name)
-        if found is not None and (_is_going(found) or read_status(found).has_failed):
+        if found is not None and (_is_going(found) or self._is_useless(found, places)):
             self._cluster.delete(GROUP, PLURAL, name)
             for state in self._cluster.changes(GROUP, PLURAL, name):
                 if state is None:
@@ -146,6 +147,11 @@ class RayJobRunner:
         was_created = self._cluster.create(GROUP, PLURAL, build_ray_job(plan))
         _say(context, f"{'submitted' if was_created else 'found'} RayJob {name}")
         return None
+
+    def _is_useless(self, job: Mapping[str, Any], places: _Places) -> bool:
+        end = read_status(job)
+        # Well and without a result: the step was committed, and its result was removed since.
+        return end.has_failed or (end.is_over and places.read_result() is None)
 
     def _wait(self, name: str, context: StepContext) -> JobEnd | None:
         """Until the job is over; ``None`` when it was deleted."""

@@ -36,7 +36,7 @@ class Toleration(BaseModel):
     operator: Literal["Exists", "Equal"] = "Equal"
     value: str = ""
     effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
-    tolerationSeconds: int | None = None  # noqa: N815 - Kubernetes' name
+    tolerationSeconds: int | None = None
 
 
 class JobSettings(BaseModel):

@@ -1,10 +1,4 @@
-"""KFP component of the station ``evaluation``: measure one suite.
-
-``cpu``, ``memory``, ``gpu_type`` and ``gpu_count`` look unused and are: kfp
-2.17.3 compiles resources given as pipeline parameters inside a ParallelFor to
-references that the loop's sub-DAG does not declare; taking them as inputs too
-makes the compiler declare them.
-"""
+"""KFP component of the station ``evaluation``: measure one suite."""
 
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
@@ -16,32 +10,36 @@ from components.image import DEFAULT_IMAGE
 def evaluation(
     spec_uri: str,
     workspace: str,
+    cpu: str,
+    memory: str,
+    gpu_type: str,
+    gpu_count: str,
+    num_workers: str,
+    ray_job: dict,
     suite: str,
     prompts: Input[Dataset],
     draft: Input[Model],
     calibration: Input[Artifact],
     result: Output[Artifact],
     metrics: Output[Metrics],
-    cpu: str = "",
-    memory: str = "",
-    gpu_type: str = "",
-    gpu_count: str = "",
 ) -> None:
     """Measure acceptance, speed-up and losslessness on one suite.
 
     Args:
         spec_uri: Path or object URI of the resolved run spec (YAML).
         workspace: URI of the workspace.
+        cpu: CPUs of each worker of the step's RayJob.
+        memory: Memory of each.
+        gpu_type: Resource name of its accelerator.
+        gpu_count: Accelerators of each.
+        num_workers: Workers.
+        ray_job: Further settings of the RayJob (components/cluster/settings.py); empty computes in the step's pod.
         suite: Name of the suite to measure.
         prompts: Result of the station prompts.
         draft: Result of the station draft.
         calibration: Result of the station calibration.
         result: Receives the step's result (JSON) and a summary as metadata.
         metrics: Receives the step's numbers for the KFP page.
-        cpu: Unused; see the module's docstring.
-        memory: Unused, likewise.
-        gpu_type: Unused, likewise.
-        gpu_count: Unused, likewise.
     """
     from components.runtime import run_station
 
@@ -53,4 +51,13 @@ def evaluation(
         result=result,
         item=suite,
         metrics=metrics,
+        job=ray_job
+        and {
+            **ray_job,
+            "cpu": cpu,
+            "memory": memory,
+            "gpu_type": gpu_type,
+            "gpu_count": gpu_count,
+            "num_workers": num_workers,
+        },
     )

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from components.cluster.api import NAMESPACE_ENV, POD_NAME_ENV
+from components.cluster.settings import JobSettings, read_settings
 from draftline.errors import InputError, StorageError
 from draftline.steps import STATIONS
 from pipelines.compile import compile_pipeline
@@ -29,12 +31,23 @@ ADDRESSES = {
     "s3-endpoint-url": "AWS_ENDPOINT_URL_S3",
     "s3-region": "AWS_DEFAULT_REGION",
 }
-ON_TARGET = {"responses", "hidden-states", "calibration", "evaluation"}
+JOB_ADDRESSES = {
+    "job-service-account": "DRAFTLINE_JOB_SERVICE_ACCOUNT",
+    "job-priority-class": "DRAFTLINE_JOB_PRIORITY_CLASS",
+    "kueue-queue": "DRAFTLINE_KUEUE_QUEUE",
+}
+HEAVY = {name for name, station in STATIONS.items() if station.on_ray}
+STEPS = {*STATIONS, "outcome"}
 
 
 def of_parameter(name: str) -> str:
     """How an executor refers to a parameter of the pipeline."""
     return "{{$.inputs.parameters['pipelinechannel--" + name + "']}}"
+
+
+def of_input(reference: dict[str, Any]) -> str:
+    """The pipeline's parameter that a Kubernetes setting takes."""
+    return str(reference["componentInputParameter"]).removeprefix("pipelinechannel--")
 
 
 def read_as_env(references: list[dict[str, Any]], kind: str) -> dict[str, dict[str, str]]:
@@ -71,8 +84,8 @@ def test_golden(compiled: str, check_golden: Callable[[str, Path], None]) -> Non
 def test_every_station_is_a_task_with_image_and_no_kfp_cache(documents: tuple[dict[str, Any], dict[str, Any]]) -> None:
     components = [documents[0]["root"], *documents[0]["components"].values()]
     tasks = {name: task for part in components if "dag" in part for name, task in part["dag"]["tasks"].items()}
-    steps = {name: task for name, task in tasks.items() if name in STATIONS}
-    assert set(steps) == set(STATIONS)
+    steps = {name: task for name, task in tasks.items() if name in STEPS}
+    assert set(steps) == STEPS
     assert [name for name, task in steps.items() if task["cachingOptions"].get("enableCache")] == []
     executors = documents[0]["deploymentSpec"]["executors"].values()
     assert {executor["container"]["image"] for executor in executors} == {
@@ -93,38 +106,76 @@ def test_every_referenced_input_is_declared(documents: tuple[dict[str, Any], dic
     assert checked > 50
 
 
-def test_images_resources_and_secrets_are_parameters(documents: tuple[dict[str, Any], dict[str, Any]]) -> None:
+def test_every_knob_is_a_parameter(documents: tuple[dict[str, Any], dict[str, Any]]) -> None:
     parameters = documents[0]["root"]["inputDefinitions"]["parameters"]
     of_the_run = {"spec_uri", "workspace", "suites"}
-    resources = {f"{kind}_{what}" for kind in ("light", "target", "train") for what in ("cpu", "memory")}
-    assert set(parameters) == of_the_run | resources | {"image", "config_map", "gpu_type", "gpu_count", *SECRETS}
+    kinds = {"light": ("cpu", "memory"), "target": ("cpu", "memory", "workers"), "train": ("cpu", "memory", "workers")}
+    resources = {f"{kind}_{what}" for kind, whats in kinds.items() for what in whats}
+    others = {"image", "config_map", "gpu_type", "gpu_count", "ray_job", "node_selector", "tolerations", *SECRETS}
+    assert set(parameters) == of_the_run | resources | others
     assert {name for name, parameter in parameters.items() if "defaultValue" not in parameter} == of_the_run
+    # Together with what the steps give it, all that a job can be told.
+    given = {"cpu", "memory", "gpu_type", "gpu_count", "num_workers"}
+    assert set(parameters["ray_job"]["defaultValue"]) | given == set(JobSettings.model_fields)
+    assert read_settings(parameters["ray_job"]["defaultValue"], {}) == JobSettings()
 
 
-def test_every_step_asks_for_what_parameters_say(documents: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    accelerator = {"resourceCount": of_parameter("gpu_count"), "resourceType": of_parameter("gpu_type")}
-    for step in STATIONS:
-        kind = "target" if step in ON_TARGET else "train" if step == "draft" else "light"
-        wanted: dict[str, Any] = {
-            f"resource{what}{bound}": of_parameter(f"{kind}_{what.lower()}")
-            for what in ("Cpu", "Memory")
-            for bound in ("Request", "Limit")
-        }
-        if kind != "light":
-            wanted["accelerator"] = accelerator
-        assert documents[0]["deploymentSpec"]["executors"][f"exec-{step}"]["container"]["resources"] == wanted, step
+def test_every_pod_asks_for_little_and_heavy_steps_pass_sizes_on(
+    documents: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    wanted = {
+        f"resource{what}{bound}": of_parameter(f"light_{what.lower()}")
+        for what in ("Cpu", "Memory")
+        for bound in ("Request", "Limit")
+    }
+    executors = documents[0]["deploymentSpec"]["executors"]
+    assert {name: executor["container"]["resources"] for name, executor in executors.items()} == {
+        f"exec-{step}": wanted for step in STEPS
+    }
+    components = [documents[0]["root"], *documents[0]["components"].values()]
+    tasks = {name: task for part in components if "dag" in part for name, task in part["dag"]["tasks"].items()}
+    for step in HEAVY:
+        given = tasks[step]["inputs"]["parameters"]
+        kind = "train" if step == "draft" else "target"
+        for what, parameter in {
+            "cpu": f"{kind}_cpu", "memory": f"{kind}_memory", "gpu_type": "gpu_type", "gpu_count": "gpu_count",
+            "ray_job": "ray_job",
+        }.items():  # fmt: skip
+            assert given[what]["componentInputParameter"].removeprefix("pipelinechannel--") == parameter, step
 
 
 def test_every_step_reads_secrets_and_config_map_by_reference(
     documents: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
     executors = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert set(executors) == {f"exec-{step}" for step in STATIONS}
+    assert set(executors) == {f"exec-{step}" for step in STEPS}
     for name, executor in executors.items():
         assert read_as_env(executor["secretAsEnv"], "secret") == SECRETS
-        # Only deploy joins a Ray: the others would leave what they asked for idle and compute elsewhere.
-        addresses = ADDRESSES | ({"ray-address": "RAY_ADDRESS"} if name == "exec-deploy" else {})
-        assert read_as_env(executor["configMapAsEnv"], "configMap") == {"config_map": addresses}
+        # Only deploy joins a Ray that runs already.
+        more = {"exec-deploy": {"ray-address": "RAY_ADDRESS"}, **{f"exec-{step}": JOB_ADDRESSES for step in HEAVY}}
+        assert read_as_env(executor["configMapAsEnv"], "configMap") == {"config_map": ADDRESSES | more.get(name, {})}
+        assert "pvcMount" not in executor
+
+
+def test_every_pod_is_placed_and_heavy_ones_know_themselves(
+    documents: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    executors = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for step in STEPS:
+        executor = executors[f"exec-{step}"]
+        assert of_input(executor["nodeSelector"]["nodeSelectorJson"]) == "node_selector"
+        assert [of_input(one["tolerationJson"]) for one in executor["tolerations"]] == ["tolerations"]
+        fields = {one["name"]: one["fieldPath"] for one in executor.get("fieldPathAsEnv", [])}
+        itself = {POD_NAME_ENV: "metadata.name", NAMESPACE_ENV: "metadata.namespace"}
+        assert fields == (itself if step in {*HEAVY, "deploy"} else {})
+        shared = [one for one in executor.get("emptyDirMounts", []) if one["mountPath"] == "/dev/shm"]
+        assert bool(shared) == (step in HEAVY)
+
+
+def test_the_exit_handler_runs_whatever_happens(documents: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    task = documents[0]["root"]["dag"]["tasks"]["outcome"]
+    assert task["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
+    assert task["dependentTasks"] == ["whatever-happens"] or len(task["dependentTasks"]) == 1
 
 
 def test_refuses_what_is_not_yaml_and_leaves_nothing(tmp_path: Path) -> None:

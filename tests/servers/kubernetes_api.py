@@ -21,7 +21,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-CUSTOM = re.compile(r"/apis/(?P<group>[^/]+)/v1/namespaces/(?P<namespace>[^/]+)/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+))?")
+CUSTOM = re.compile(
+    r"/apis/(?P<group>[^/]+)/v1/namespaces/(?P<namespace>[^/]+)/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+))?"
+)
 POD = re.compile(r"/api/v1/namespaces/(?P<namespace>[^/]+)/pods(?:/(?P<name>[^/]+))?(?P<log>/log)?")
 
 
@@ -152,7 +154,7 @@ def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
             else:
                 self._answer(404, _status(404, f"no route {url.path}"))
 
-        do_GET = do_POST = do_PATCH = do_DELETE = _serve  # noqa: N815 - http.server's names
+        do_GET = do_POST = do_PATCH = do_DELETE = _serve
 
         def _custom(self, plural: str, name: str | None, query: dict[str, list[str]], body: Any) -> None:
             if name is None and self.command == "GET":
@@ -193,12 +195,13 @@ def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
                 self._chunk(json.dumps({"type": "ADDED", "object": current}) + "\n")
             while time.monotonic() < until_s:
                 with fake._changed:
-                    fake._changed.wait_for(lambda: len(fake._history) > seen, timeout=0.2)
+                    if len(fake._history) == seen:
+                        fake._changed.wait(timeout=0.2)
                     fresh, seen = fake._history[seen:], len(fake._history)
                 for kind, of, document in fresh:
-                    if of == plural and document["metadata"]["name"] == name:
-                        if not self._chunk(json.dumps({"type": kind, "object": document}) + "\n"):
-                            return
+                    is_wanted = of == plural and document["metadata"]["name"] == name
+                    if is_wanted and not self._chunk(json.dumps({"type": kind, "object": document}) + "\n"):
+                        return
             self._chunk("")
 
         def _pod(self, name: str | None, is_log: bool, query: dict[str, list[str]]) -> None:

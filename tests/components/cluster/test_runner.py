@@ -29,7 +29,7 @@ from draftline.steps.context import StepContext, StepOutput
 from draftline.steps.ledger import StepResult
 from draftline.steps.stations import STATIONS, Station
 from draftline.storage.local import LocalStore
-from tests.servers.kubernetes_api import FakeKubernetes, FakeKubeRay
+from tests.servers.kubernetes_api import FakeKubeRay, FakeKubernetes
 
 ROOT = Path(__file__).parents[3]
 JOB = """
@@ -47,7 +47,8 @@ if context.spec.name == "dies" or context.spec.name == "dies-once" and os.enviro
     sys.exit(9)
 while context.spec.name == "waits" and not Path(os.environ["FAKE_GATE"]).exists():
     time.sleep(0.02)
-sys.exit(report_result(sys.argv[2], StepOutput({"key": context.key, "prompts": context.inputs["prompts"].key}, {"n": 1.5})))
+facts = {"key": context.key, "prompts": context.inputs["prompts"].key}
+sys.exit(report_result(sys.argv[2], StepOutput(facts, {"n": 1.5})))
 """
 KEY = "k" * 20
 
@@ -102,7 +103,11 @@ def until(condition: Callable[[], object], within_s: float = 10.0) -> None:
 
 
 def test_submits_follows_and_brings_the_result_back(
-    kubernetes: FakeKubernetes, operator: FakeKubeRay, station: Station, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kubernetes: FakeKubernetes,
+    operator: FakeKubeRay,
+    station: Station,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = context(tmp_path)
     output = runner(kubernetes)(station, given)
@@ -111,7 +116,9 @@ def test_submits_follows_and_brings_the_result_back(
     assert printed.count("hello from the job\n") == 1
     assert "submitted RayJob" in printed and "Complete (SUCCEEDED)" in printed
     assert isinstance(given.progress, ListProgress)
-    assert [(e.done, e.total, e.unit, dict(e.values)) for e in given.progress.events] == [(1, 2, "shards", {"loss": 1.5})]
+    assert [(e.done, e.total, e.unit, dict(e.values)) for e in given.progress.events] == [
+        (1, 2, "shards", {"loss": 1.5})
+    ]
     job = kubernetes.get("rayjobs", name_of(given))
     assert job is not None and job["metadata"]["annotations"]["draftline.io/workspace"] == given.store.uri
 
@@ -141,7 +148,9 @@ def test_two_that_create_at_once_share_one_job(
     def appear(method: str, path: str) -> int | None:
         if method == "POST" and kubernetes.get("rayjobs", name_of(given)) is None:
             kubernetes.put("rayjobs", other)
-            given.store.put(f"{given.scratch}/job/result.json", json.dumps({"outputs": {"a": 1}, "metrics": {}}).encode())
+            given.store.put(
+                f"{given.scratch}/job/result.json", json.dumps({"outputs": {"a": 1}, "metrics": {}}).encode()
+            )
             kubernetes.set_status("rayjobs", name_of(given), jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
         return None
 
@@ -158,6 +167,16 @@ def test_a_finished_job_that_its_ttl_removed_is_not_run_again(
     kubernetes.remove("rayjobs", name_of(given))
     assert runner(kubernetes)(station, given).metrics == {"n": 1.5}
     assert operator.num_jobs == 1
+
+
+def test_a_finished_job_whose_result_was_removed_is_run_again(
+    kubernetes: FakeKubernetes, operator: FakeKubeRay, station: Station, tmp_path: Path
+) -> None:
+    given = context(tmp_path)
+    runner(kubernetes)(station, given)
+    given.store.delete(f"{given.scratch}/job/result.json")
+    assert runner(kubernetes)(station, given).metrics == {"n": 1.5}
+    assert operator.num_jobs == 2
 
 
 def test_the_job_s_own_error_comes_back_at_once(
@@ -218,7 +237,7 @@ def test_an_api_server_that_stays_away_fails_the_step(
     kubernetes: FakeKubernetes, station: Station, tmp_path: Path
 ) -> None:
     kubernetes.faults = lambda method, path: 503
-    with pytest.raises(PlatformError, match="cannot read rayjobs/.*503 injected"):
+    with pytest.raises(PlatformError, match=r"cannot read rayjobs/.*503 injected"):
         runner(kubernetes, unreachable_s=1)(station, context(tmp_path))
 
 
@@ -252,9 +271,7 @@ def test_a_log_that_breaks_off_is_read_on(
     assert [line for line in printed if line in ("one", "two", "three", "four")] == ["one", "two", "three", "four"]
 
 
-def test_terminating_the_step_deletes_its_job(
-    kubernetes: FakeKubernetes, station: Station, tmp_path: Path
-) -> None:
+def test_terminating_the_step_deletes_its_job(kubernetes: FakeKubernetes, station: Station, tmp_path: Path) -> None:
     kubernetes.add_pod("step", {}, containers=[{"name": "main", "image": "draftline:1"}])
     kubernetes.after_create = lambda job: kubernetes.set_status(
         "rayjobs", job["metadata"]["name"], jobDeploymentStatus="Running"

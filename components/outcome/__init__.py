@@ -1,0 +1,1 @@
+"""The end of a run: what became of it, whatever it was."""
