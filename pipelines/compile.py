@@ -69,7 +69,7 @@ def compile_pipeline(path: Path, name: str = DEFAULT_PIPELINE) -> None:
 
 
 def _settled(text: str) -> str:
-    """The text with defaults in its head comment in order: kfp 2.17.3 prints them in protobuf's, a new one each time."""
+    """The text with defaults in its head comment in order: kfp prints them in another one each time."""
 
     def in_order(found: re.Match[str]) -> str:
         return f"{found[1]}{dict(sorted(ast.literal_eval(found[2]).items()))}{found[3]}"

@@ -75,7 +75,7 @@ DEFAULT_RAY_JOB: dict[str, Any] = {
     "ttl_s": 3600,
     "unreachable_s": 300,
 }
-"""The parameter ``ray_job``, see :class:`components.cluster.settings.JobSettings`; empty texts leave it to the chart."""
+"""The parameter ``ray_job``, see :class:`components.cluster.settings.JobSettings`; empty texts mean the chart's."""
 
 S3_SECRET_ENV = {"accesskey": "AWS_ACCESS_KEY_ID", "secretkey": "AWS_SECRET_ACCESS_KEY"}
 """Keys of the secret (as KFP's own object-store secret names them) and the variables that boto3 reads."""
