@@ -32,6 +32,7 @@ pytestmark = pytest.mark.slow
 
 REGISTERED = "tiny-desk"
 REPLICAS = 2
+TRAFFIC = "traffic"
 
 
 def register(platform: Platform, folder: Path, *, has_right_digests: bool = True) -> None:
@@ -49,7 +50,8 @@ def register(platform: Platform, folder: Path, *, has_right_digests: bool = True
 def deploy_step(platform: Platform, target: Path, workspace: Path) -> StepOutput:
     """The station, as the pipeline runs it after a passed gate."""
     replicas = {"serving.min_replicas": REPLICAS, "serving.max_replicas": REPLICAS}
-    spec = derive(tiny_spec(target), {"serving.max_requests": 8, **replicas})
+    capture = {"enabled": True, "uri": str(workspace / TRAFFIC), "sample_rate": 1.0, "flush_s": 0.1}
+    spec = derive(tiny_spec(target), {"serving.max_requests": 8, "serving.capture": capture, **replicas})
     inputs = {
         "gate": StepResult("gate", "k", outputs={"passed": True, "reasons": []}),
         "register": StepResult("register", "k", outputs={"model_name": REGISTERED, "version": "1"}),
@@ -126,6 +128,26 @@ def test_errors_pass_through_serve_in_openai_shape(deployed: Deployed) -> None:
         deployed.client().completions.create(model=MODEL, prompt="x", extra_body={"tools": [1]})
     with pytest.raises(openai.NotFoundError):
         deployed.client().completions.create(model="other", prompt="x")
+
+
+def test_the_page_comes_through_serve(deployed: Deployed) -> None:
+    root = str(deployed.output.outputs["endpoint"]).removesuffix("/v1")
+    page = httpx.get(f"{root}/ui", follow_redirects=True)
+    assert (page.status_code, page.headers["content-security-policy"].split(";")[0]) == (200, "default-src 'none'")
+    for part in re.findall(r'(?:src|href)="([\w.]+)"', page.text):
+        assert httpx.get(f"{page.url}{part}").status_code == 200, part
+    assert httpx.get(f"{root}/ui/load").json()["model"] == MODEL
+
+
+def test_a_chat_that_may_be_kept_is_captured_by_its_replica(deployed: Deployed) -> None:
+    for store, said in ((True, "Keep me, kim@example.com"), (False, "Leave me"), (None, "Nobody asked me")):
+        deployed.client().chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": said}], max_tokens=2, extra_body={"store": store}
+        )
+    traffic = deployed.workspace / TRAFFIC
+    wait_until(lambda: list(traffic.rglob("*.jsonl")), 10)
+    lines = [line for path in traffic.rglob("*.jsonl") for line in path.read_text().splitlines()]
+    assert lines == ['{"domain":"live","turns":["Keep me, [EMAIL]"]}']
 
 
 def test_a_client_that_leaves_frees_its_slot_through_serve(deployed: Deployed) -> None:

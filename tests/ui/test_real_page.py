@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 
@@ -54,6 +53,6 @@ def test_colours_agree_with_what_the_engine_counted(page: Page, tiny_target: Pat
         for question, said in zip(questions, shown, strict=True):
             messages.append({"role": "user", "content": question})
             body = {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 256}
-            answer = httpx.post(f"{url}/v1/chat/completions", content=json.dumps(body), timeout=30).json()
+            answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30).json()
             assert answer["choices"][0]["message"]["content"] == said
             messages.append({"role": "assistant", "content": said})
