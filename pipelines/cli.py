@@ -17,9 +17,12 @@ from draftline import __version__
 from draftline.errors import DraftlineError, InputError
 from draftline.spec import RECIPES, derive, dump_spec, load_spec, parse_overrides, parse_spec, recipe
 from pipelines.cache_commands import cache_app
+from pipelines.compile import DEFAULT_PIPELINE, compile_pipeline
 from pipelines.convert_command import convert
 from pipelines.plan import plan
 from pipelines.preflight import resolve_spec
+from pipelines.submit_command import EPILOG as SUBMIT_EPILOG
+from pipelines.submit_command import submit_command
 
 DEFAULT_HOME = Path(".draftline")
 DEBUG_ENV = "DRAFTLINE_DEBUG"
@@ -226,15 +229,17 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe a
     Console().print(table)
 
 
-@app.command("compile", epilog="Upload the file to Kubeflow Pipelines, or create runs from it with `kfp run create`.")
+@app.command("compile", epilog="Upload the file to Kubeflow Pipelines, or let `draftline submit` do all of it.")
 def compile_command(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.yaml", help="File to write.")],
+    pipeline: Annotated[str, typer.Option(metavar="NAME", help="Which pipeline.")] = DEFAULT_PIPELINE,
 ) -> None:
-    """Compile the pipeline for a Kubeflow Pipelines cluster."""
-    from pipelines.compile import compile_pipeline
-
-    compile_pipeline(output)
+    """Compile a pipeline for a Kubeflow Pipelines cluster."""
+    compile_pipeline(output, pipeline)
     typer.echo(f"Wrote {output}")
+
+
+app.command("submit", epilog=SUBMIT_EPILOG)(submit_command)
 
 
 app.command(
