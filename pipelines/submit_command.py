@@ -43,7 +43,16 @@ def submit_command(
     enable_watch: Annotated[bool, typer.Option("--watch", help="Show progress until the run ends.")] = False,
 ) -> None:
     """Put a pipeline on a Kubeflow Pipelines server and start it, once or on a schedule."""
-    from pipelines.submit import Server, Submission, check_cron, parse_every, parse_parameters, store_spec, submit, watch
+    from pipelines.submit import (
+        Server,
+        Submission,
+        check_cron,
+        parse_every,
+        parse_parameters,
+        store_spec,
+        submit,
+        watch,
+    )
 
     is_recurring = every is not None or cron is not None
     if every is not None and cron is not None:

@@ -37,7 +37,10 @@ def forbidden(source: str) -> set[str]:
     return {name for name in modules if name.split(".")[0] not in ALLOWED and name not in CONSTANTS}
 
 
-BESIDE_STATIONS = {"outcome": "components.outcome.step.report_outcome"}
+BESIDE_STATIONS = {
+    "drift": "components.drift.step.look_for_drift",
+    "outcome": "components.outcome.step.report_outcome",
+}
 """Components that are no station, and the function that does their work."""
 
 
