@@ -113,10 +113,10 @@ def main() -> None:
     """Serve, load, print, plot."""
     with_allocator_settings()
     arguments = _arguments()
-    changes = {"serving.max_context": arguments.context, "serving.policy": OURS}
-    spec = derive(recipe(arguments.recipe), changes)
+    trained = recipe(arguments.recipe)
     store = open_store(arguments.workspace)
-    done = run_stations(spec, store, (*TRAINING, "calibration"))
+    done = run_stations(trained, store, (*TRAINING, "calibration"))
+    spec = derive(trained, {"serving.max_context": arguments.context, "serving.policy": OURS})
     held_out = load_suite(HELD_OUT, spec.evaluation, store, done["prompts"], max_prompts=arguments.prompts)
     tickets = [_messages(prompt) for prompt in held_out]
     problems = [_messages(p) for p in load_suite("humaneval", spec.evaluation, store, done["prompts"])]
