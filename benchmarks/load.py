@@ -125,8 +125,8 @@ def main() -> None:
         request = {
             "spec": spec.model_dump(mode="json"),
             "workspace": arguments.workspace,
-            "draft": json.loads(done["draft"].to_json()),
-            "calibration": json.loads(done["calibration"].to_json()),
+            "draft": done["draft"].to_json(),
+            "calibration": done["calibration"].to_json(),
             "slots": max(arguments.users),
             "context": arguments.context,
             "threads": arguments.threads,

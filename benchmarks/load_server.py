@@ -101,8 +101,8 @@ class ServerRequest:
 
     spec: dict[str, Any]
     workspace: str
-    draft: dict[str, Any]
-    calibration: dict[str, Any]
+    draft: str
+    calibration: str
     slots: int
     context: int
     threads: int
@@ -146,13 +146,13 @@ def _build(request: ServerRequest, spec: RunSpec, built: _Built) -> CountingEngi
     torch.set_num_threads(request.threads)
     target = load_target(spec.target)
     store = open_store(request.workspace)
-    stored = StepResult(**request.calibration)
+    stored = StepResult.from_json(request.calibration)
     calibration = Calibration.from_json(store.get(f"{stored.prefix}/{stored.outputs['file']}").decode())
     policy = policy_from_spec(spec.serving)
     limits = EngineLimits(request.slots, request.context)
     engine = CountingEngine(target, limits, policy, calibration=calibration)
     engine.totals = Totals()
-    engine.swap_draft(stored_draft(store, StepResult(**request.draft)))
+    engine.swap_draft(stored_draft(store, StepResult.from_json(request.draft)))
     started_s = time.monotonic()
     find_costs(engine, calibration)
     print(f"step costs after {time.monotonic() - started_s:.1f} s", file=sys.stderr)
