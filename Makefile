@@ -56,7 +56,8 @@ demo: $(STAMP) ## Train, prove, register and serve a draft for the shipped suppo
 		$(if $(PROMPTS),--prompts "$(PROMPTS)") $(ARGS)
 
 test: lint types imports ## Everything that CI runs: the checks below, then all tests, fast ones first (under 15 minutes)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 $(ARGS)
+	$(BIN)/python -m pytest -m slow $(ARGS) || [ $$? -eq 5 ] # 5: ARGS chose no slow test
 
 check: test ## The same as `make test`
 
