@@ -111,13 +111,22 @@ def resolve(client: MlflowClient, model_name: str, alias_or_version: str, folder
         RegistryError: no such version, or the registry failed.
         FormatError: a file is missing or not the one that was registered.
     """
+    return download_version(require_version(client, model_name, alias_or_version), folder)
+
+
+def require_version(client: MlflowClient, model_name: str, alias_or_version: str) -> ModelVersion:
+    """The version that a number or an alias names.
+
+    Raises:
+        RegistryError: no such version, or the registry failed.
+    """
     version = _version(client, model_name, alias_or_version)
     if version is None:
         raise RegistryError(
             f"the registry has no {model_name}{_suffix(alias_or_version)}",
             remedy="Run the pipeline first, or look at the model's page in MLflow for its versions and aliases",
         )
-    return download_version(version, folder)
+    return version
 
 
 def download_version(version: ModelVersion, folder: Path) -> Path:

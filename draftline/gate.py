@@ -8,7 +8,7 @@ benefit of the doubt.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,6 +54,34 @@ class Verdict:
         return {"passed": self.passed, "reasons": [asdict(reason) for reason in self.reasons]}
 
 
+@dataclass(frozen=True)
+class DraftFile:
+    """One file of a registered draft, as found.
+
+    Attributes:
+        path: In the version's folder.
+        num_bytes: Its size.
+        problem: What is wrong with its format; empty when it can be read.
+    """
+
+    path: str
+    num_bytes: int
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the registry says of a version beyond its figures.
+
+    Attributes:
+        files: Its draft's files.
+        rolled_back: Why it was taken back once; empty if it never was.
+    """
+
+    files: Sequence[DraftFile]
+    rolled_back: str = ""
+
+
 def judge(
     policy: GateSpec,
     candidate: Mapping[str, Figures],
@@ -61,6 +89,7 @@ def judge(
     champion: Mapping[str, Figures] | None,
     *,
     has_confidence_head: bool = True,
+    standing: Standing | None = None,
 ) -> Verdict:
     """Judge a candidate draft.
 
@@ -71,6 +100,8 @@ def judge(
         champion: Evaluation outputs of the present champion, or ``None``.
         has_confidence_head: Without one there is no confidence to calibrate
             and the calibration rules do not apply.
+        standing: Of the registered version; ``None`` asks about the figures
+            alone, for a draft that is not registered.
 
     Returns:
         The verdict with every rule listed.
@@ -79,11 +110,10 @@ def judge(
     reasons = [
         *_lossless_rules(policy, candidate),
         _at_least(f"accepted length on {HOME_SUITE}", _number(home.get("accepted_length")), policy.min_accepted_length),
-        _at_least(
-            f"speed-up over plain decoding on {HOME_SUITE}", _number(home.get("speedup_over_plain")), policy.min_speedup
-        ),
+        _speed_rule(policy, home),
         *_calibration_rules(policy, home, calibration, has_confidence_head),
         *_champion_rules(policy, candidate, champion),
+        *(_standing_rules(policy, standing) if standing is not None else ()),
     ]
     return Verdict(all(reason.ok for reason in reasons), tuple(reasons))
 
@@ -111,6 +141,35 @@ def _lossless_rules(policy: GateSpec, candidate: Mapping[str, Figures]) -> list[
             needs, ok = "nothing (require_lossless is off)", True
         got = "not checked" if verdict == "not-checked" else f"{_text(equal, 0)} of {_text(compared, 0)} prompts equal"
         reasons.append(Reason(f"lossless on {suite}", ok, got, needs))
+    return reasons
+
+
+def _speed_rule(policy: GateSpec, home: Figures) -> Reason:
+    """One request alone, or as many together as the draft is meant for: the gain shrinks with load."""
+    rule = f"speed-up over plain decoding on {HOME_SUITE}"
+    if policy.concurrency == 1:
+        return _at_least(rule, _number(home.get("speedup_over_plain")), policy.min_speedup)
+    rule += f", {policy.concurrency} requests together"
+    found = home.get("by_concurrency")
+    rows = [row for row in found if isinstance(row, Mapping)] if isinstance(found, list | tuple) else []
+    measured = next((row for row in rows if row.get("concurrency") == policy.concurrency), None)
+    if measured is None:
+        return Reason(rule, False, "not measured at this load (evaluation.concurrencies)", _least(policy.min_speedup))
+    return _at_least(rule, _number(measured.get("speedup_over_plain")), policy.min_speedup)
+
+
+def _standing_rules(policy: GateSpec, standing: Standing) -> list[Reason]:
+    problems = [f"{file.path}: {file.problem}" for file in standing.files if file.problem]
+    got = "; ".join(problems) or (f"{len(standing.files)} files can be read" if standing.files else "no files")
+    reasons = [Reason("formats of the draft's files", bool(standing.files) and not problems, got, "all readable")]
+    total = sum(file.num_bytes for file in standing.files)
+    most, rule = policy.max_draft_bytes, "size of the draft"
+    if most is None:
+        reasons.append(Reason(rule, total > 0, f"{total:,} bytes", "more than nothing"))
+    else:
+        reasons.append(Reason(rule, 0 < total <= most, f"{total:,} bytes", f"at most {most:,} bytes"))
+    was = f"yes: {standing.rolled_back}" if standing.rolled_back else "never"
+    reasons.append(Reason("taken back before", not standing.rolled_back, was, "never, or a promotion by force"))
     return reasons
 
 
@@ -148,7 +207,11 @@ def _champion_rules(
 
 
 def _at_least(rule: str, value: float, least: float) -> Reason:
-    return Reason(rule, value >= least, _text(value), f"at least {least:.3f}")
+    return Reason(rule, value >= least, _text(value), _least(least))
+
+
+def _least(least: float) -> str:
+    return f"at least {least:.3f}"
 
 
 def _number(value: object) -> float:

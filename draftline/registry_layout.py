@@ -9,6 +9,9 @@ that neither imports the other.
     calibration.json                             temperatures and step costs
     spec.yaml                                    the run's whole spec
     card.md  metrics.json  *.png                 the report
+
+Weights are safetensors and nothing else: a folder with a file that a loader
+could unpickle is refused by that file's name, whatever was recorded of it.
 """
 
 from __future__ import annotations
@@ -35,9 +38,31 @@ ALIAS_PREVIOUS = "previous"
 TAG_KEY = "draftline.key"
 TAG_GATE_PASSED = "draftline.gate.passed"
 TAG_GATE_REASONS = "draftline.gate.reasons"
+TAG_ROLLED_BACK = "draftline.rolled_back"
+"""Set on a version that was taken back: a pipeline run again must not promote it again by itself."""
 TAG_DIGEST_PREFIX = "draftline.sha256."
 TAG_DRIFT = "draftline.drift"
 """Set by a server on the version it serves: the newest drift event as JSON. Retraining on drift looks for it."""
+
+UNSAFE_SUFFIXES = frozenset(
+    {
+        ".bin",
+        ".ckpt",
+        ".dill",
+        ".joblib",
+        ".npy",
+        ".npz",
+        ".pickle",
+        ".pkl",
+        ".pt",
+        ".pt2",
+        ".pth",
+        ".py",
+        ".so",
+        ".zip",
+    }
+)
+"""Endings of files that can hold pickles or code."""
 
 _CHUNK_BYTES = 1 << 20
 
@@ -61,8 +86,31 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def refuse_unsafe_files(folder: Path, *, origin: str) -> None:
+    """Refuse a folder that holds anything which loading could execute.
+
+    Args:
+        folder: A draft on disk.
+        origin: Named in messages.
+
+    Raises:
+        FormatError: a file could hold pickles or code, or a link leads out of the folder.
+    """
+    inside = folder.resolve()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise FormatError(f"{name} of {origin} is a link out of its folder", remedy="Register the draft again")
+        if path.is_file() and path.suffix.lower() in UNSAFE_SUFFIXES:
+            raise FormatError(
+                f"{name} of {origin} can hold pickled objects or code, which Draftline never loads",
+                expected="weights in safetensors, and JSON, YAML, Markdown and pictures beside them",
+                remedy="Remove the file, find out who put it there, and register the draft again",
+            )
+
+
 def verify_folder(folder: Path, digests: Mapping[str, str], *, origin: str) -> None:
-    """Check that every recorded file is there with the recorded bytes.
+    """Check that every recorded file is there with the recorded bytes, and that nothing was slipped in.
 
     Args:
         folder: A registered draft on disk.
@@ -70,9 +118,12 @@ def verify_folder(folder: Path, digests: Mapping[str, str], *, origin: str) -> N
         origin: Named in messages, for example ``support-desk version 3``.
 
     Raises:
-        FormatError: a file is missing or differs, or the version records no
-            digest of the draft's files (so nothing could be trusted).
+        FormatError: a file is missing or differs; the version records no
+            digest of the draft's files (so nothing could be trusted); a file
+            lies beside the weights that was not registered; or one could be
+            unpickled (:func:`refuse_unsafe_files`).
     """
+    refuse_unsafe_files(folder, origin=origin)
     for path in (WEIGHTS_PATH, CONFIG_PATH):
         if path not in digests:
             raise FormatError(
@@ -82,6 +133,14 @@ def verify_folder(folder: Path, digests: Mapping[str, str], *, origin: str) -> N
             )
     for path, expected in sorted(digests.items()):
         verify_file(folder / path, expected, origin=f"{path} of {origin}")
+    for path in sorted((folder / DRAFT_DIR).rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in digests:
+            raise FormatError(
+                f"{name} of {origin} was not registered with it",
+                expected=_listing(file for file in digests if file.startswith(f"{DRAFT_DIR}/")),
+                remedy="Remove the file, find out who put it there, and register the draft again",
+            )
 
 
 def verify_file(file: Path, expected: str, *, origin: str) -> None:

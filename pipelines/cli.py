@@ -21,6 +21,7 @@ from pipelines.compile import DEFAULT_PIPELINE, compile_pipeline
 from pipelines.convert_command import convert
 from pipelines.plan import plan
 from pipelines.preflight import resolve_spec
+from pipelines.promotion_commands import promote, rollback, show_history
 from pipelines.submit_command import EPILOG as SUBMIT_EPILOG
 from pipelines.submit_command import submit_command
 
@@ -292,6 +293,33 @@ app.command(
         "by bit, and DST is compared with SRC before it takes its place."
     )
 )(convert)
+
+_EXAMPLES = "[bold]Examples[/bold]\n\n"
+
+app.command(
+    epilog=_EXAMPLES
+    + (
+        "draftline promote support-desk  [dim]# the challenger, if the gate lets it through now[/dim]\n\n"
+        "draftline promote support-desk@7 --dry-run  [dim]# what the gate says; nothing is written[/dim]\n\n"
+        "draftline promote support-desk@7 --force --reason 'incident 12: champion too slow on H200'\n\n"
+        "draftline promote support-desk@challenger --host http://mlflow.draftline:5000\n\n"
+        "Endpoints follow the champion within their poll interval, without dropping a request. Exit code 9: refused."
+    )
+)(promote)
+
+app.command(
+    epilog=_EXAMPLES
+    + (
+        "draftline rollback support-desk --reason 'answers slower since Tuesday'\n\n"
+        "draftline rollback support-desk --dry-run\n\n"
+        "The version that is left is promoted again only by force, also by a pipeline that runs again."
+    )
+)(rollback)
+
+app.command(
+    "history",
+    epilog=_EXAMPLES + "draftline history support-desk\n\ndraftline history support-desk --json",
+)(show_history)
 
 
 def main() -> None:

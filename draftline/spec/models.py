@@ -413,6 +413,8 @@ class EvaluationSpec(Part):
         timing_temperature: Of the timed runs.
         timing_prompts: Turns timed one by one in alternating runs.
         hf_prompts: Of those, also timed with ``transformers.generate``.
+        concurrencies: Numbers of requests decoded together, policy against
+            plain. 1 is always measured, as above.
         lossless_prompts: Held-out prompts compared token for token in fp32.
         lossless_tokens: Tokens compared per assistant turn.
     """
@@ -426,6 +428,7 @@ class EvaluationSpec(Part):
     timing_temperature: Annotated[float, Field(ge=0.0, le=5.0)] = 0.0
     timing_prompts: PositiveInt = 8
     hf_prompts: Annotated[int, Field(ge=0)] = 3
+    concurrencies: tuple[Annotated[int, Field(ge=1, le=256)], ...] = (1,)
     lossless_prompts: Annotated[int, Field(ge=0)] = 50
     lossless_tokens: PositiveInt = 64
 
@@ -470,17 +473,24 @@ class GateSpec(Part):
     Attributes:
         require_lossless: fp32 greedy output must equal plain decoding.
         min_accepted_length: On the held-out suite.
-        min_speedup: Over plain decoding, same engine and dtype, held-out suite.
+        min_speedup: Over plain decoding, same engine and dtype, held-out suite,
+            with ``concurrency`` requests together.
+        concurrency: The load that the draft is meant for. Above 1, evaluation
+            must measure it (``evaluation.concurrencies``).
         max_ece: Expected calibration error of the cumulative survival.
         max_drop: Accepted length may not fall below the champion's on any
             suite by more than this share.
+        max_draft_bytes: Of the draft's weights as registered; no bound when
+            absent.
     """
 
     require_lossless: bool = True
     min_accepted_length: Annotated[float, Field(ge=1.0)] = 1.5
     min_speedup: Annotated[float, Field(ge=0.0)] = 1.0
+    concurrency: PositiveInt = 1
     max_ece: Annotated[float, Field(gt=0.0, le=1.0)] = 0.15
     max_drop: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
+    max_draft_bytes: PositiveInt | None = None
 
 
 class VllmSpec(Part):
@@ -740,6 +750,11 @@ class RunSpec(Part):
             raise ValueError(
                 "gate.require_lossless needs evaluation.lossless_prompts above 0; set it (50), or "
                 "gate.require_lossless=false"
+            )
+        if self.gate.concurrency not in (1, *self.evaluation.concurrencies):
+            raise ValueError(
+                f"gate.concurrency={self.gate.concurrency} is not measured; add it to evaluation.concurrencies "
+                f"({list(self.evaluation.concurrencies)})"
             )
         if self.draft.enable_confidence_head and self.prompts.calibration_fraction == 0:
             raise ValueError(

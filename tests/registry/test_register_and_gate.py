@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,39 +14,11 @@ from draftline.errors import FormatError, PlatformError, RegistryError
 from draftline.registry_layout import TAG_GATE_PASSED, TAG_KEY
 from draftline.report.card import PLOTS
 from draftline.spec import RunSpec, derive, load_spec
-from draftline.steps import StepContext, StepOutput, StepResult
 from draftline.storage.base import ObjectStore
+from tests.registry.runs import NAME, aliases, gate_context, register_and_judge, register_context
 from tests.report import examples
 
 pytestmark = pytest.mark.slow
-
-NAME = "support-desk"
-
-
-def register_context(store: ObjectStore, tag: str, **figures: Any) -> StepContext:
-    """A trained, reported draft, ready to be registered."""
-    suites = {name: examples.evaluation_outputs(name, **figures) for name in ("held-out", "humaneval")}
-    results = examples.trained(store, weights=f"weights {tag}".encode(), suites=suites, tag=tag)
-    report = examples.reported(store, results, key="f" * 19 + tag)
-    inputs = {"draft": results["draft"], "calibration": results["calibration"], "report": report}
-    return examples.context("register", store, inputs, key="9" * 19 + tag)
-
-
-def gate_context(registering: StepContext, registered: StepOutput, spec: RunSpec | None = None) -> StepContext:
-    result = StepResult("register", registering.key, "", {}, dict(registered.outputs))
-    inputs = {"report": registering.inputs["report"], "register": result}
-    return examples.context("gate", registering.store, inputs, key="8" * 20, spec=spec)
-
-
-def register_and_judge(store: ObjectStore, tag: str, **figures: Any) -> tuple[StepOutput, StepOutput]:
-    context = register_context(store, tag, **figures)
-    registered = register_step.run(context)
-    return registered, gate_step.run(gate_context(context, registered))
-
-
-def aliases(uri: str) -> dict[str, str]:
-    found = connect({"MLFLOW_TRACKING_URI": uri}).get_registered_model(NAME).aliases
-    return {alias: str(version) for alias, version in found.items()}
 
 
 def test_registered_folder_is_exactly_the_layout(store: ObjectStore, mlflow_uri: str, tmp_path: Path) -> None:
@@ -61,7 +32,7 @@ def test_registered_folder_is_exactly_the_layout(store: ObjectStore, mlflow_uri:
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     weights = {"draft/config.json", "draft/model.safetensors"}
     assert found == weights | {"calibration.json", "spec.yaml", "card.md", "metrics.json", *PLOTS}
-    assert (folder / "draft/model.safetensors").read_bytes() == b"weights 1"
+    assert (folder / "draft/model.safetensors").read_bytes() == examples.weights_bytes("weights 1")
     assert load_spec(folder / "spec.yaml") == context.spec
 
 
@@ -148,9 +119,9 @@ def test_first_good_version_becomes_champion(store: ObjectStore, mlflow_uri: str
     registered, judged = register_and_judge(store, "1")
     assert judged.outputs["passed"] is True
     assert judged.outputs["alias"] == "champion"
-    assert aliases(mlflow_uri) == {"champion": "1"}
+    assert aliases(connect()) == {"champion": "1"}
     folder = resolve(connect(), NAME, "champion", tmp_path / "download")
-    assert (folder / "draft/model.safetensors").read_bytes() == b"weights 1"
+    assert (folder / "draft/model.safetensors").read_bytes() == examples.weights_bytes("weights 1")
     client = connect()
     version = client.get_model_version(NAME, "1")
     assert version.tags[TAG_GATE_PASSED] == "true"
@@ -165,7 +136,7 @@ def test_worse_version_stays_challenger(store: ObjectStore, mlflow_uri: str) -> 
     assert judged.outputs["passed"] is False
     failed = [reason["rule"] for reason in judged.outputs["reasons"] if not reason["ok"]]
     assert failed == [f"accepted length on {suite} against the champion" for suite in ("held-out", "humaneval")]
-    assert aliases(mlflow_uri) == {"champion": "1", "challenger": "2"}
+    assert aliases(connect()) == {"champion": "1", "challenger": "2"}
     assert connect().get_model_version(NAME, "2").tags[TAG_GATE_PASSED] == "false"
 
 
@@ -174,7 +145,7 @@ def test_better_version_takes_over_and_the_old_one_is_previous(store: ObjectStor
     register_and_judge(store, "2", accepted_length=2.2)
     _, judged = register_and_judge(store, "3", accepted_length=2.9)
     assert judged.outputs["passed"] is True
-    assert aliases(mlflow_uri) == {"champion": "3", "previous": "1", "challenger": "2"}
+    assert aliases(connect()) == {"champion": "3", "previous": "1", "challenger": "2"}
 
 
 def test_judging_again_changes_nothing(store: ObjectStore, mlflow_uri: str) -> None:
@@ -184,8 +155,9 @@ def test_judging_again_changes_nothing(store: ObjectStore, mlflow_uri: str) -> N
     gate_step.run(gate_context(context, registered))
     again = gate_step.run(gate_context(context, registered))
     assert again.outputs["alias"] == "champion"
-    assert again.outputs["reasons"][-1]["got"] == "no champion to compare with"  # not with itself
-    assert aliases(mlflow_uri) == {"champion": "2", "previous": "1"}
+    rules = {reason["rule"]: reason["got"] for reason in again.outputs["reasons"]}
+    assert rules["accepted length against the champion"] == "no champion to compare with"  # not with itself
+    assert aliases(connect()) == {"champion": "2", "previous": "1"}
 
 
 def test_challenger_that_passes_a_new_policy_loses_that_alias(store: ObjectStore, mlflow_uri: str) -> None:
@@ -193,13 +165,13 @@ def test_challenger_that_passes_a_new_policy_loses_that_alias(store: ObjectStore
     registered = register_step.run(context)
     strict = derive(RunSpec(), {"gate.min_speedup": 5.0})
     assert gate_step.run(gate_context(context, registered, strict)).outputs["alias"] == "challenger"
-    assert aliases(mlflow_uri) == {"challenger": "1"}
+    assert aliases(connect()) == {"challenger": "1"}
     assert gate_step.run(gate_context(context, registered)).outputs["alias"] == "champion"
-    assert aliases(mlflow_uri) == {"champion": "1"}
+    assert aliases(connect()) == {"champion": "1"}
     # A tightened policy is reported, but does not leave the endpoint without a champion.
     judged = gate_step.run(gate_context(context, registered, strict))
     assert (judged.outputs["passed"], judged.outputs["alias"]) == (False, "champion")
-    assert aliases(mlflow_uri) == {"champion": "1"}
+    assert aliases(connect()) == {"champion": "1"}
 
 
 def test_champion_whose_figures_were_changed_is_refused(store: ObjectStore, mlflow_uri: str, tmp_path: Path) -> None:

@@ -18,6 +18,13 @@ CONFIG = b'{"architectures": ["DSparkDraft"]}'
 CALIBRATION = b'{"temperatures": [1.1, 1.2, 1.3]}'
 
 
+def weights_bytes(text: str) -> bytes:
+    """A tiny safetensors file that differs by ``text``."""
+    data = text.encode()
+    header = json.dumps({"w": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]}}).encode()
+    return len(header).to_bytes(8, "little") + header + data
+
+
 def confidence(strength: float) -> dict[str, Any]:
     """Confidence measures for seven positions."""
     points = [{"predicted": 0.05 + 0.1 * k, "observed": (0.05 + 0.1 * k) ** strength, "count": 20} for k in range(10)]
@@ -142,12 +149,13 @@ def result(
 def trained(
     store: ObjectStore,
     *,
-    weights: bytes = b"weights of version one",
+    weights: bytes | None = None,
     suites: Mapping[str, Mapping[str, Any]] | None = None,
     tag: str = "1",
 ) -> dict[str, StepResult]:
     """Commit the results of a whole run up to evaluation; returns them by input label."""
     ledger = Ledger(store)
+    weights = weights_bytes("weights of version one") if weights is None else weights
     prompts = result(
         "prompts",
         "a" * 19 + tag,
