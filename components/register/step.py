@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from components.register.provenance import provenance_section, provenance_tags
 from components.registry import (
     MAX_DESCRIPTION_CHARS,
     RUN_ID_ENV,
@@ -143,6 +144,11 @@ def _register(client: MlflowClient, context: StepContext, folder: Path) -> _Regi
 
     folder.mkdir()
     digests = gather_folder(context, folder)
+    provenance = provenance_tags(context)
+    card = folder / CARD_FILE
+    # The report's card is the same wherever and by whichever commit it is made; who made this one is added here.
+    card.write_text(card.read_text(encoding="utf-8") + provenance_section(provenance), encoding="utf-8")
+    digests[CARD_FILE] = file_digest(card)
     name = context.spec.name
     with registry_errors(f"register a version of {name}"):
         run = _open_run(client, context)
@@ -165,8 +171,8 @@ def _register(client: MlflowClient, context: StepContext, folder: Path) -> _Regi
             source=model.artifact_location,
             run_id=run_id,
             model_id=model.model_id,
-            tags=_version_tags(context, digests),
-            description=describe_version((folder / CARD_FILE).read_text(encoding="utf-8")),
+            tags=_version_tags(context, digests) | provenance,
+            description=describe_version(card.read_text(encoding="utf-8")),
         )
         # As mlflow.register_model does: the model's page then links to its version.
         link = json.dumps([{"name": name, "version": str(version.version)}])

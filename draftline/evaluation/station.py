@@ -17,6 +17,7 @@ from draftline.evaluation.measure import (
     measure_speed,
 )
 from draftline.evaluation.suites import load_suite
+from draftline.evaluation.throughput import ROUNDS, Load, measure_load
 from draftline.evaluation.turns import EvaluationPrompt, tokenised
 from draftline.prompts.spread import even_spread
 from draftline.scheduling.policies import OffPolicy, policy_from_spec
@@ -45,7 +46,8 @@ def evaluate(context: StepContext) -> StepOutput:
     proven = even_spread(fitting, spec.lossless_prompts) if is_proven else []
     num_turns = [sum(prompt.num_turns for prompt in prompts) for _, prompts in by_temperature]
     num_timed = min(spec.timing_prompts, num_turns[0])
-    total = float(sum(num_turns) + 3 * num_timed + len(proven))
+    loads = sorted({number for number in spec.concurrencies if number > 1})
+    total = float(sum(num_turns) + 3 * num_timed + len(proven) + ROUNDS * sum(loads))
 
     def report(base: float, note: str, weight: float = 1.0) -> Report:
         return lambda done: context.report(base + weight * done, total, "prompts", note)
@@ -66,7 +68,13 @@ def evaluate(context: StepContext) -> StepOutput:
         lossless = compare_greedy(
             exact, proven, spec.lossless_tokens, report(done + 3 * num_timed, "losslessness in fp32")
         )
-    return _output(context.item, len(suite) - len(fitting), found, timing, lossless)
+    done += 3 * num_timed + len(proven)
+    under_load = []
+    for number in loads:
+        told = report(done, f"speed with {number} requests together", float(number))
+        under_load.append(measure_load(bench, timed, number, spec.timing_temperature, told))
+        done += ROUNDS * number
+    return _output(context.item, len(suite) - len(fitting), found, timing, lossless, under_load)
 
 
 def _bench(context: StepContext) -> Bench:
@@ -109,7 +117,12 @@ def _fitting(bench: Bench, prompts: list[EvaluationPrompt]) -> list[EvaluationPr
 
 
 def _output(
-    suite: str, num_left_out: int, found: list[Acceptance], timing: Timing, lossless: Losslessness
+    suite: str,
+    num_left_out: int,
+    found: list[Acceptance],
+    timing: Timing,
+    lossless: Losslessness,
+    under_load: list[Load],
 ) -> StepOutput:
     headline = found[0]
     outputs = {
@@ -121,6 +134,7 @@ def _output(
         "speedup_over_plain": timing.speedup_over_plain,
         "speedup_over_transformers": timing.speedup_over_transformers,
         "serving_accepted_length": timing.serving_accepted_length,
+        "by_concurrency": [asdict(load) for load in under_load],
         "lossless": asdict(lossless),
         "ece": headline.ece,
         "domains": {name: figures.accepted_length for name, figures in headline.domains.items()},
@@ -134,4 +148,6 @@ def _output(
     for one in found[1:]:
         metrics[f"accepted_length_at_{one.temperature:g}"] = one.total.accepted_length
         metrics[f"bytes_per_call_at_{one.temperature:g}"] = one.total.bytes_per_call
+    for load in under_load:
+        metrics[f"speedup_over_plain_with_{load.concurrency}"] = load.speedup_over_plain
     return StepOutput(outputs, metrics)

@@ -10,6 +10,8 @@ import yaml
 
 from draftline.prompts.clean import SPLITS
 from draftline.report.collect import ReportData, finite, headline_sweep
+from draftline.report.markdown import count, figure, table
+from draftline.report.speed_tables import loads_text, step_cost_text
 
 PLOTS = {
     "accepted_length.png": "Accepted length by suite, domain and temperature",
@@ -71,7 +73,7 @@ def render_card(data: ReportData) -> str:
         "## Licence",
         _licence(data),
         "## Provenance",
-        _table(("step", "content key"), [(label, f"`{key}`") for label, key in data.keys.items()]),
+        table(("step", "content key"), [(label, f"`{key}`") for label, key in data.keys.items()]),
         "## Spec",
         f"```yaml\n{_spec_text(data)}```",
     ]
@@ -90,8 +92,8 @@ def _introduction(data: ReportData) -> str:
     confidence = "a confidence head" if spec.enable_confidence_head else "no confidence head"
     return (
         f"{_ALGORITHMS[spec.algorithm]} draft for `{_code(data.spec.target.source)}`: {spec.num_layers} layer(s), "
-        f"{spec.block_size} tokens at a time, {head}, {confidence}, {_count(draft.get('num_parameters'))} parameters, "
-        f"{_count(draft.get('draft_vocab_size'))} draft tokens, taps at target layers {taps}.\n\n"
+        f"{spec.block_size} tokens at a time, {head}, {confidence}, {count(draft.get('num_parameters'))} parameters, "
+        f"{count(draft.get('draft_vocab_size'))} draft tokens, taps at target layers {taps}.\n\n"
         "It proposes tokens; the target verifies every one of them. It is of use only together with exactly this "
         "target, and only makes it faster: it does not change what the target says."
     )
@@ -109,18 +111,18 @@ def _results_table(data: ReportData) -> str:
         rows.append(
             (
                 suite,
-                _count(outputs.get("num_prompts")),
-                _figure(outputs.get("accepted_length")),
-                *(_figure(at.get(temperature, {}).get("accepted_length")) for temperature in further),
-                _figure(outputs.get("bytes_per_call"), digits=1),
-                _figure(outputs.get("speedup_over_plain"), suffix="x"),
-                _figure(outputs.get("speedup_over_transformers"), suffix="x"),
-                _figure(outputs.get("ece"), digits=3),
+                count(outputs.get("num_prompts")),
+                figure(outputs.get("accepted_length")),
+                *(figure(at.get(temperature, {}).get("accepted_length")) for temperature in further),
+                figure(outputs.get("bytes_per_call"), digits=1),
+                figure(outputs.get("speedup_over_plain"), suffix="x"),
+                figure(outputs.get("speedup_over_transformers"), suffix="x"),
+                figure(outputs.get("ece"), digits=3),
                 (outputs.get("lossless") or {}).get("verdict", "not-checked"),
             )
         )
     header = ("suite", "prompts", "accepted length", *(f"at T={t:g}" for t in further), "bytes per call", "vs plain")
-    return _table((*header, "vs transformers", "ECE", "lossless"), rows)
+    return table((*header, "vs transformers", "ECE", "lossless"), rows)
 
 
 def _by_temperature(outputs: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -139,7 +141,7 @@ def _how_measured(data: ReportData) -> str:
         (
             suite,
             *(
-                _figure((outputs.get("tokens_per_s") or {}).get(kind), digits=1)
+                figure((outputs.get("tokens_per_s") or {}).get(kind), digits=1)
                 for kind in ("speculative", "plain", "transformers")
             ),
         )
@@ -162,7 +164,10 @@ def _how_measured(data: ReportData) -> str:
         f"{evaluation.timing_temperature:g}, speculative and plain runs alternating on the same machine in "
         f"{target.dtype}. *Plain* is the same engine without a draft; "
         "*transformers* is its `generate`. They hold for that machine and this load; with many requests at once "
-        "the gain is smaller.\n\n" + _table(("tokens/s", "speculative", "plain", "transformers"), speeds)
+        "the gain is smaller.\n\n"
+        + table(("tokens/s", "speculative", "plain", "transformers"), speeds)
+        + loads_text(data)
+        + step_cost_text(data)
     )
 
 
@@ -174,7 +179,7 @@ def _losslessness(data: ReportData) -> str:
         if verdict == "not-checked":
             unchecked.append(_plain(suite))
             continue
-        equal = f"{_count(found.get('num_equal'))} of {_count(found.get('num_prompts'))}"
+        equal = f"{count(found.get('num_equal'))} of {count(found.get('num_prompts'))}"
         line = f"- **{_plain(suite)}**: {verdict}; {equal} prompts gave the same tokens with and without the draft."
         if found.get("first_difference"):
             line += f" First difference: {_plain(str(found['first_difference']))}."
@@ -204,14 +209,14 @@ def _domains_table(data: ReportData) -> str:
                 (
                     suite,
                     _plain(domain),
-                    _count(own.get("num_prompts")),
-                    _figure(value),
-                    *(_figure(other) for other in others),
-                    _figure(own.get("bytes_per_call"), digits=1),
+                    count(own.get("num_prompts")),
+                    figure(value),
+                    *(figure(other) for other in others),
+                    figure(own.get("bytes_per_call"), digits=1),
                 )
             )
     header = ("suite", "domain", "prompts", "accepted length", *(f"at T={t:g}" for t in further), "bytes per call")
-    return _table(header, rows) if rows else "No suite has more than one domain."
+    return table(header, rows) if rows else "No suite has more than one domain."
 
 
 def _positions_table(data: ReportData) -> str:
@@ -224,9 +229,9 @@ def _positions_table(data: ReportData) -> str:
     for suite, outputs in data.suites.items():
         for title, name in (("accepted if reached", "acceptance_by_position"), ("reached", "survival_by_position")):
             values = list(outputs.get(name) or ())
-            cells = [_figure(value) for value in values] + [""] * (width - len(values))
+            cells = [figure(value) for value in values] + [""] * (width - len(values))
             rows.append((suite, title, *cells))
-    return _table(("suite", "", *(str(k + 1) for k in range(width))), rows) + f"\n\n{_POSITIONS_LEGEND}"
+    return table(("suite", "", *(str(k + 1) for k in range(width))), rows) + f"\n\n{_POSITIONS_LEGEND}"
 
 
 def _calibration(data: ReportData) -> str:
@@ -236,7 +241,7 @@ def _calibration(data: ReportData) -> str:
     names = ("ece_before", "ece_after", "brier_before", "brier", "auc")
     columns = [list(outputs.get(name) or ()) for name in names]
     rows = [
-        (str(k + 1), *(_figure(values[k] if k < len(values) else None, digits=3) for values in columns))
+        (str(k + 1), *(figure(values[k] if k < len(values) else None, digits=3) for values in columns))
         for k in range(len(columns[1]))
     ]
     header = ("position", "ECE before", "ECE after", "Brier before", "Brier after", "AUC")
@@ -244,7 +249,7 @@ def _calibration(data: ReportData) -> str:
         "The confidence head predicts the survival of each drafted token: the chance that it and all before it are "
         f"accepted. *Before* and *after* the chosen map, {_METHODS.get(outputs.get('method', 'sts'), 'unknown')}, on "
         f"the calibration split{_held_out(outputs)}:\n\n"
-        + _table(header, rows)
+        + table(header, rows)
         + _candidates(outputs)
         + _suite_confidences(data)
     )
@@ -268,7 +273,7 @@ def _candidates(outputs: Mapping[str, Any]) -> str:
         for name, figures in found.items()
     ]  # fmt: skip
     header = ("map", "", "ECE", "Brier", "log-loss", "AUC")
-    return f"\n\nThe maps compared, means over positions. Chosen: {outputs['rule']}.\n\n" + _table(header, rows)
+    return f"\n\nThe maps compared, means over positions. Chosen: {outputs['rule']}.\n\n" + table(header, rows)
 
 
 def _suite_confidences(data: ReportData) -> str:
@@ -283,12 +288,12 @@ def _suite_confidences(data: ReportData) -> str:
     if not rows:
         return ""
     header = ("suite", "temperature", "ECE before", "ECE after", "Brier before", "Brier after", "AUC")
-    return "\n\nOn the suites, which the fit has not seen, means over positions:\n\n" + _table(header, rows)
+    return "\n\nOn the suites, which the fit has not seen, means over positions:\n\n" + table(header, rows)
 
 
 def _mean_figure(values: Sequence[Any]) -> str:
     known = [value for value in values if isinstance(finite(value), int | float)]
-    return _figure(sum(known) / len(known) if known else None, digits=3)
+    return figure(sum(known) / len(known) if known else None, digits=3)
 
 
 def _sweep(data: ReportData) -> str:
@@ -297,17 +302,17 @@ def _sweep(data: ReportData) -> str:
         return "Without confidences there is nothing to stop at."
     rows = [
         (
-            _figure(point.get("threshold"), digits=1),
-            _figure(point.get("acceptance_rate")),
-            _figure(point.get("verified_length")),
-            _figure(point.get("accepted_length")),
+            figure(point.get("threshold"), digits=1),
+            figure(point.get("acceptance_rate")),
+            figure(point.get("verified_length")),
+            figure(point.get("accepted_length")),
         )
         for point in points
     ]
     header = ("threshold", "accepted of verified", "drafts verified per step", "tokens per step")
     return (
         "A server that is short of compute verifies a block only up to the first token whose predicted survival is "
-        f"below a threshold. On {_plain(suite)}, from blocks that were verified whole:\n\n{_table(header, rows)}\n\n"
+        f"below a threshold. On {_plain(suite)}, from blocks that were verified whole:\n\n{table(header, rows)}\n\n"
         "What a threshold would have done with each block is exact (sampled: in law). A real run at that threshold "
         "starts its blocks at other places, because cut blocks end earlier; that is not in these figures."
     )
@@ -319,9 +324,9 @@ def _data_section(data: ReportData) -> str:
         return f"Prompts from `{_code(data.spec.prompts.source)}`; counts are not in the workspace any more."
     dropped = {name: n for name, n in report.items() if name not in ("read", "kept") and n}
     reasons = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in dropped.items()) or "none"
-    split = _table(("split", "prompts"), [(name, _count(counts[name])) for name in SPLITS if name in counts])
+    split = table(("split", "prompts"), [(name, count(counts[name])) for name in SPLITS if name in counts])
     return (
-        f"Prompts from `{_code(data.spec.prompts.source)}`: {_count(report.get('read'))} read, dropped: {reasons}. "
+        f"Prompts from `{_code(data.spec.prompts.source)}`: {count(report.get('read'))} read, dropped: {reasons}. "
         "Answers are the target's own. Prompts that contain a problem of a measured suite were removed; "
         f"the test split was never trained on.\n\n{split}"
     )
@@ -347,11 +352,6 @@ def _spec_text(data: ReportData) -> str:
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _plain(text: str) -> str:
     """Text that cannot start markup or leave its table cell: labels come from users' files."""
     return re.sub(r"([\\`*\[\]|<>])", r"\\\1", " ".join(text.split()))
@@ -361,20 +361,11 @@ def _code(text: str) -> str:
     return " ".join(text.split()).replace("`", "'")
 
 
-def _figure(value: Any, *, digits: int = 2, suffix: str = "") -> str:
-    value = finite(value)
-    return "n/a" if not isinstance(value, int | float) else f"{value:.{digits}f}{suffix}"
-
-
-def _count(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else "n/a"
-
-
 def headline(suites: Mapping[str, Mapping[str, Any]]) -> str:
     """One line with the figures that matter most, for lists and logs."""
     parts = [
-        f"{suite}: accepted length {_figure(outputs.get('accepted_length'))}, "
-        f"{_figure(outputs.get('speedup_over_plain'), suffix='x')} over plain decoding"
+        f"{suite}: accepted length {figure(outputs.get('accepted_length'))}, "
+        f"{figure(outputs.get('speedup_over_plain'), suffix='x')} over plain decoding"
         for suite, outputs in suites.items()
     ]
     return "; ".join(parts)
@@ -386,11 +377,11 @@ def headline_tiles(suites: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, s
         lossless = outputs.get("lossless") or {}
         equal = f"{lossless.get('num_equal')} / {lossless.get('num_prompts')}" if lossless.get("num_prompts") else ""
         tiles = [
-            (_figure(outputs.get("accepted_length")), f"tokens per target step, {suite}"),
-            (_figure(outputs.get("speedup_over_plain"), suffix="x"), "speed over plain decoding"),
-            (_figure(outputs.get("bytes_per_call"), digits=1), "bytes of text per target step"),
+            (figure(outputs.get("accepted_length")), f"tokens per target step, {suite}"),
+            (figure(outputs.get("speedup_over_plain"), suffix="x"), "speed over plain decoding"),
+            (figure(outputs.get("bytes_per_call"), digits=1), "bytes of text per target step"),
             (equal or "n/a", "prompts with equal greedy output, fp32"),
-            (_figure(outputs.get("ece"), digits=3), "calibration error (ECE)"),
+            (figure(outputs.get("ece"), digits=3), "calibration error (ECE)"),
         ]
         return [tile for tile in tiles if tile[0] != "n/a"]
     return []

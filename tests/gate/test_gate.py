@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftline.gate import Verdict, describe_verdict, judge
+from draftline.gate import DraftFile, Standing, Verdict, describe_verdict, judge
 from draftline.spec import GateSpec
 from tests.report.examples import calibration_outputs, evaluation_outputs
 
@@ -206,3 +206,32 @@ def test_verdict_is_the_conjunction_of_its_rules(
     assert verdict.passed == (not failed(verdict))
     document = verdict.to_document()
     assert all(set(reason) == {"rule", "ok", "got", "needs"} for reason in document["reasons"])
+
+
+@pytest.mark.parametrize(("concurrency", "least", "ok"), [(8, 1.2, True), (8, 1.21, False), (1, 1.7, True)])
+def test_speed_counts_at_the_load_that_the_draft_is_meant_for(concurrency: int, least: float, ok: bool) -> None:
+    policy = GateSpec(concurrency=concurrency, min_speedup=least)
+    assert judge(policy, suites(), calibration_outputs(), None).passed is ok
+
+
+@pytest.mark.parametrize("found", [None, [], "8", [None], [{"concurrency": 4, "speedup_over_plain": 9.0}]])
+def test_load_that_was_not_measured_fails_and_says_so(found: object) -> None:
+    verdict = judge(GateSpec(concurrency=8), suites(by_concurrency=found), calibration_outputs(), None)
+    (reason,) = [reason for reason in verdict.reasons if not reason.ok]
+    assert reason.rule == "speed-up over plain decoding on held-out, 8 requests together"
+    assert reason.got == "not measured at this load (evaluation.concurrencies)"
+
+
+@pytest.mark.parametrize(
+    ("standing", "rules"),
+    [
+        (Standing((DraftFile("a", 60), DraftFile("b", 40))), []),
+        (Standing((DraftFile("a", 60), DraftFile("b", 41))), ["size of the draft"]),
+        (Standing(()), ["formats of the draft's files", "size of the draft"]),
+        (Standing((DraftFile("a", 60, "not safetensors"),)), ["formats of the draft's files"]),
+        (Standing((DraftFile("a", 60),), "yesterday by ada: slow"), ["taken back before"]),
+    ],
+)
+def test_files_and_past_of_a_registered_version_count(standing: Standing, rules: list[str]) -> None:
+    policy = GateSpec(max_draft_bytes=100)
+    assert failed(judge(policy, suites(), calibration_outputs(), None, standing=standing)) == rules

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from components.gate import step as gate_step
 from components.register import step as register_step
+from components.register.provenance import git_commit
 from components.registry import connect, resolve
+from draftline import __version__
 from draftline.errors import FormatError, PlatformError, RegistryError
 from draftline.registry_layout import TAG_GATE_PASSED, TAG_KEY
 from draftline.report.card import PLOTS
@@ -36,8 +40,16 @@ def test_registered_folder_is_exactly_the_layout(store: ObjectStore, mlflow_uri:
     assert load_spec(folder / "spec.yaml") == context.spec
 
 
-def test_run_carries_params_metrics_and_the_training_curve(store: ObjectStore, mlflow_uri: str) -> None:
-    output = register_step.run(register_context(store, "1"))
+def test_run_carries_params_metrics_and_the_training_curve(
+    store: ObjectStore, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DRAFTLINE_COMMIT", "0" * 40)
+    context = register_context(store, "1")
+    store.put(f"prompts/{context.inputs['calibration'].inputs['prompts']}/train.jsonl", b"{}")
+    output = register_step.run(context)
+    card = (resolve(connect(), NAME, "1", tmp_path / "download") / "card.md").read_text()
+    assert f"| commit | `{'0' * 40}` |" in card.partition("## Made by")[2]
+    assert "drafting 2.50 ms, verifying" in card
     client = connect()
     run = client.get_run(output.outputs["run_id"])
     assert run.info.status == "FINISHED"
@@ -56,6 +68,9 @@ def test_run_carries_params_metrics_and_the_training_curve(store: ObjectStore, m
     assert version.tags[TAG_KEY] == "9" * 19 + "1"
     assert "2.60" in str(version.description)
     assert len(str(version.description)) <= 5000
+    assert version.tags["draftline.version"] == __version__
+    assert version.tags["draftline.commit"] == "0" * 40
+    assert version.tags["draftline.prompts.sha256.train"] == hashlib.sha256(b"{}").hexdigest()
 
 
 def test_registering_again_reuses_the_version(store: ObjectStore, mlflow_uri: str) -> None:
@@ -193,3 +208,22 @@ def test_without_a_server_the_error_names_the_remedy() -> None:
         connect({})
     with pytest.raises(PlatformError, match=r"no MLflow server answers at http://127\.0\.0\.1:9"):
         connect({"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
+
+
+def test_commit_is_gits_and_says_when_files_differ(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        who = ("-c", "user.name=ada", "-c", "user.email=ada@example.org")
+        return subprocess.run(
+            ["git", *who, *arguments], cwd=tmp_path, capture_output=True, check=True, text=True
+        ).stdout
+
+    assert git_commit({}, tmp_path) == "unknown"
+    git("init", "-q")
+    assert git_commit({}, tmp_path) == "unknown"
+    (tmp_path / "file").write_text("a")
+    git("add", "file")
+    git("commit", "-qm", "one")
+    assert git_commit({}, tmp_path) == git("rev-parse", "HEAD").strip()
+    (tmp_path / "file").write_text("b")
+    assert git_commit({}, tmp_path).endswith("-dirty")
+    assert git_commit({"DRAFTLINE_COMMIT": "abc"}, tmp_path) == "abc"

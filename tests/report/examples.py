@@ -77,6 +77,9 @@ def evaluation_outputs(suite: str, *, accepted_length: float = 2.6, speedup: flo
         "tokens_per_s": {"speculative": 61.2, "plain": 36.0, "transformers": 21.5},
         "speedup_over_plain": speedup,
         "speedup_over_transformers": 2.85,
+        "by_concurrency": [
+            {"concurrency": 8, "tokens_per_s": {"speculative": 180.0, "plain": 150.0}, "speedup_over_plain": 1.2}
+        ],
         "lossless": {"verdict": "lossless", "num_prompts": 50, "num_equal": 50, "first_difference": None},
         "ece": 0.031,
         "domains": domains,
@@ -123,7 +126,13 @@ def calibration_outputs() -> dict[str, Any]:
         },
         "rule": "the simplest of four",
         "held_out": {"num_requests": 32, "num_folds": 5},
-        "cost_table": {"1": 0.016, "8": 0.021},
+        "cost_table": {
+            "requests": [1, 8],
+            "tokens": [1, 8],
+            "verify_ms": [[16.0, 21.0], [24.0, 40.0]],
+            "draft_requests": [1, 8],
+            "draft_ms": [2.5, 6.0],
+        },
     }
 
 
