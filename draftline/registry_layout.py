@@ -133,9 +133,9 @@ def verify_folder(folder: Path, digests: Mapping[str, str], *, origin: str) -> N
             )
     for path, expected in sorted(digests.items()):
         verify_file(folder / path, expected, origin=f"{path} of {origin}")
-    for path in sorted((folder / DRAFT_DIR).rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in digests:
+    for file in sorted((folder / DRAFT_DIR).rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        if file.is_file() and name not in digests:
             raise FormatError(
                 f"{name} of {origin} was not registered with it",
                 expected=_listing(file for file in digests if file.startswith(f"{DRAFT_DIR}/")),

@@ -19,8 +19,6 @@ from draftline.errors import InputError, RegistryError
 from draftline.gate import describe_verdict
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
     from components.champion import Outcome
     from components.promotion import Entry
 
@@ -61,12 +59,13 @@ def promote(
     from components.champion import Request
     from components.champion import promote as promote_version
     from components.promotion import actor
+    from components.registry import connect
 
     ctx.meta["home"] = home
     name, what = parse_model(model)
     if force and not reason.strip():
         raise InputError("--force overrules the gate, so it needs a reason", remedy="Add --reason 'why'")
-    client = _client(tracking_uri, home)
+    client = connect(_server(tracking_uri, home))
     request = Request(name, actor(), reason, is_forced=force, is_dry_run=dry_run)
     outcome = promote_version(client, request, what or "challenger", typer.echo)
     if outcome.verdict is not None:
@@ -87,10 +86,13 @@ def rollback(
     """Make the previous champion the champion again."""
     from components.champion import Request, roll_back
     from components.promotion import actor
+    from components.registry import connect
 
     ctx.meta["home"] = home
     name = _bare(model)
-    outcome = roll_back(_client(tracking_uri, home), Request(name, actor(), reason, is_dry_run=dry_run), typer.echo)
+    outcome = roll_back(
+        connect(_server(tracking_uri, home)), Request(name, actor(), reason, is_dry_run=dry_run), typer.echo
+    )
     typer.echo(_said(name, outcome, dry_run))
 
 
@@ -103,10 +105,11 @@ def show_history(
 ) -> None:
     """Who made which version champion, when, why, and what the gate said."""
     from components.promotion import history
+    from components.registry import connect
 
     ctx.meta["home"] = home
     name = _bare(model)
-    entries = history(_client(tracking_uri, home), name)
+    entries = history(connect(_server(tracking_uri, home)), name)
     if as_json:
         typer.echo(json.dumps({"model": name, "history": [asdict(entry) for entry in entries]}, ensure_ascii=False))
         return
@@ -135,11 +138,9 @@ def _bare(text: str) -> str:
     return name
 
 
-def _client(tracking_uri: str | None, home: Path) -> MlflowClient:
-    from components.registry import connect
-
-    uri = tracking_uri or os.environ.get(_URI_ENV, "").strip() or _embedded(home)
-    return connect({_URI_ENV: uri})
+def _server(tracking_uri: str | None, home: Path) -> dict[str, str]:
+    """The MLflow server that is meant, as the variable that names one."""
+    return {_URI_ENV: tracking_uri or os.environ.get(_URI_ENV, "").strip() or _embedded(home)}
 
 
 def _embedded(home: Path) -> str:
