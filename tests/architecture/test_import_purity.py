@@ -63,6 +63,7 @@ TENSOR_MODULES = {
     "draftline.evaluation.baselines",
     "draftline.evaluation.measure",
     "draftline.evaluation.station",
+    "draftline.evaluation.throughput",
     "draftline.evaluation.turns",
     "draftline.native.library",
     "draftline.responses.generate",
