@@ -43,8 +43,8 @@ CONFIG_ENV = {
 }
 """Keys of the config map and the variables that every step reads."""
 
-RAY_ENV = {"ray-address": "RAY_ADDRESS"}
-"""The config map's key for the deploy step alone, where it serves on a Ray that runs already."""
+ENDPOINT_ENV = {"serving-endpoint": "DRAFTLINE_ENDPOINT", "ray-address": "RAY_ADDRESS"}
+"""The config map's keys for the deploy step alone: the endpoint that follows the champion, or a Ray to start one on."""
 
 JOB_ENV = {
     "job-service-account": "DRAFTLINE_JOB_SERVICE_ACCOUNT",
@@ -222,6 +222,6 @@ def add_training(spec_uri: Any, workspace: str, suites: list[str], knobs: Traini
     light = [prompts_task, tokens_task, report_task, register_task, gate_task, deploy_task]
     equip([*heavy, *light], knobs)
     _read_config_map(heavy, knobs.config_map, JOB_ENV)
-    _read_config_map([deploy_task], knobs.config_map, RAY_ENV)
+    _read_config_map([deploy_task], knobs.config_map, ENDPOINT_ENV)
     _share_memory(heavy)
     _introduce([*heavy, deploy_task])

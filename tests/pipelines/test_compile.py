@@ -195,8 +195,8 @@ def test_every_step_reads_secrets_and_config_map_by_reference(
     assert set(executors) == {f"exec-{step}" for step in STEPS}
     for name, executor in executors.items():
         assert read_as_env(executor["secretAsEnv"], "secret") == SECRETS
-        # Only deploy joins a Ray that runs already.
-        more = {"exec-deploy": {"ray-address": "RAY_ADDRESS"}, **{f"exec-{step}": JOB_ADDRESSES for step in HEAVY}}
+        endpoint = {"serving-endpoint": "DRAFTLINE_ENDPOINT", "ray-address": "RAY_ADDRESS"}
+        more = {"exec-deploy": endpoint, **{f"exec-{step}": JOB_ADDRESSES for step in HEAVY}}
         assert read_as_env(executor["configMapAsEnv"], "configMap") == {"config_map": ADDRESSES | more.get(name, {})}
         assert "pvcMount" not in executor
 
