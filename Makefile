@@ -3,7 +3,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check lint format types imports compile lock clean
+.PHONY: help setup demo test test-fast test-images check lint format types imports compile images lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,12 +17,15 @@ TORCH_CPU_INDEX_URL := https://download.pytorch.org/whl/cpu
 #: DEMO_EXIT=1      demo: stop at the end instead of serving until Ctrl-C
 #: WORKSPACE=URI    demo: where every artefact lives, a directory or s3://bucket/prefix
 #: PROMPTS=FILE     demo: your own prompts (JSONL) instead of the shipped support desk
+#: TARGETS="..."    images: which of cpu, gpu and serve; all by default
+#: BASE=IMAGE       images: the base, for a release with its digest; docs/images.md has the other settings
 #: ARGS="..."       demo and test: more arguments for `draftline demo` and pytest
 PYTHON ?=
 TORCH_INDEX_URL ?=
 DEMO_EXIT ?=
 WORKSPACE ?=
 PROMPTS ?=
+TARGETS ?= cpu gpu serve
 ARGS ?=
 
 help: ## List the commands and variables
@@ -80,6 +83,12 @@ imports: $(STAMP) ## Layers: which package may import which
 
 compile: $(STAMP) ## Write pipeline.yaml for Kubeflow Pipelines
 	$(BIN)/draftline compile --output pipeline.yaml
+
+images: ## Build the container images with docker, podman or buildah (docs/images.md)
+	@.ci/images.sh $(TARGETS)
+
+test-images: $(STAMP) ## Build an image from $BASE and run the steps in it (minutes; needs a builder and root or rootless rights)
+	DRAFTLINE_TEST_IMAGES=1 $(BIN)/python -m pytest tests/images --timeout 3600 $(ARGS)
 
 lock: ## Renew constraints.txt: the newest versions that pyproject.toml allows
 	@PYTHON="$(PYTHON)" .ci/venv.sh build/lock

@@ -17,7 +17,7 @@ from draftline.cache_dir import default_cache_dir
 
 logger = logging.getLogger(__name__)
 
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
+FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
 _SOURCES = Path(__file__).parent
 _COMPILERS = ("g++", "clang++", "c++")
 
@@ -53,7 +53,7 @@ def build_kernels(folder: Path | None = None) -> Path | None:
         with open(folder / ".lock", "w", encoding="ascii") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             if not library.is_file():
-                _compile(compiler, library)
+                compile_kernels(compiler, library)
     except subprocess.CalledProcessError as error:
         _warn(f"{compiler[0]} failed: {(error.stderr or '').strip()[:300]}", "Install a recent g++ or clang++")
         return None
@@ -82,12 +82,18 @@ def _sources() -> list[Path]:
     return sorted([*_SOURCES.glob("*.h"), *_SOURCES.glob("*.cpp")])
 
 
-def _digest(compiler: Sequence[str]) -> str:
-    digest = hashlib.sha256(repr((FLAGS, compiler)).encode())
-    version = subprocess.run([*compiler, "--version"], capture_output=True, check=True)
-    digest.update(version.stdout)
+def source_digest() -> str:
+    """What the libraries of one version of the kernels share: a digest of their sources and flags."""
+    digest = hashlib.sha256(repr(FLAGS).encode())
     for source in _sources():
         digest.update(source.read_bytes())
+    return digest.hexdigest()[:20]
+
+
+def _digest(compiler: Sequence[str]) -> str:
+    digest = hashlib.sha256(repr((source_digest(), compiler)).encode())
+    version = subprocess.run([*compiler, "--version"], capture_output=True, check=True)
+    digest.update(version.stdout)
     try:
         processor = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -97,9 +103,19 @@ def _digest(compiler: Sequence[str]) -> str:
     return digest.hexdigest()[:20]
 
 
-def _compile(compiler: Sequence[str], library: Path) -> None:
+def compile_kernels(compiler: Sequence[str], library: Path, *, machine: str = "native") -> None:
+    """Compile the kernels; the library appears whole or not at all.
+
+    Args:
+        compiler: The command, see :func:`find_compiler`.
+        library: The file to write.
+        machine: The processor, in the compiler's words (``-march``).
+
+    Raises:
+        subprocess.CalledProcessError: the compiler refused; what it said is in ``stderr``.
+    """
     temporary = library.with_suffix(f".{os.getpid()}.tmp")
-    command = [*compiler, *FLAGS, str(_SOURCES / "kernels.cpp"), "-o", str(temporary)]
+    command = [*compiler, *FLAGS, f"-march={machine}", str(_SOURCES / "kernels.cpp"), "-o", str(temporary)]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
         temporary.rename(library)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from draftline.native.build import build_kernels
+from draftline.native.prebuilt import prebuilt_kernels
 
 _Pointer, _Int = ctypes.c_void_p, ctypes.c_int64
 _WEIGHTS = ("qkv", "output", "gate_up", "down")
@@ -161,6 +162,6 @@ class Kernels:
 
 @functools.cache
 def native_kernels() -> Kernels | None:
-    """The kernels of this process, compiled at need; ``None`` where they cannot be had."""
-    path = build_kernels()
+    """The kernels of this process, compiled ahead or at need; ``None`` where they cannot be had."""
+    path = prebuilt_kernels() or build_kernels()
     return Kernels(str(path)) if path is not None else None

@@ -41,7 +41,7 @@ def test_a_compiler_that_fails_leaves_no_library_and_says_why(
 def test_a_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = build.build_kernels(tmp_path)
     assert first is not None and first.is_file()
-    monkeypatch.setattr(build, "_compile", None)  # A second compilation would fail.
+    monkeypatch.setattr(build, "compile_kernels", None)  # A second compilation would fail.
     assert build.build_kernels(tmp_path) == first
 
 
