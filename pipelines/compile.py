@@ -14,6 +14,7 @@ from draftline.errors import InputError, StorageError
 
 PIPELINES = {
     "train-draft": "pipelines.train_draft:train_draft",
+    "promote-draft": "pipelines.promote_draft:promote_draft",
     "retrain-on-drift": "pipelines.retrain_on_drift:retrain_on_drift",
 }
 """``module:object`` of every pipeline by its name."""

@@ -137,6 +137,11 @@ def parse_parameters(pipeline: str, assignments: list[str]) -> dict[str, Any]:
     return given
 
 
+def takes_spec(pipeline: str) -> bool:
+    """Whether a pipeline works on a run spec."""
+    return "spec_uri" in load_pipeline(pipeline).pipeline_spec.root.input_definitions.parameters
+
+
 def store_spec(spec: RunSpec, workspace: str) -> str:
     """Put a resolved spec into the workspace, where the steps read it; its URI.
 

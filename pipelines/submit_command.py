@@ -51,6 +51,7 @@ def submit_command(
         parse_parameters,
         store_spec,
         submit,
+        takes_spec,
         watch,
     )
 
@@ -62,17 +63,20 @@ def submit_command(
     every_s = None if every is None else parse_every(every)
     cron = None if cron is None else check_cron(cron)
     given = parse_parameters(pipeline, param or [])
-    resolved = resolve_spec(spec, recipe_name, assignments or [], prompts=None, workspace=workspace)
     server = Server(host.rstrip("/"), token, namespace)
-    parameters = {
-        "spec_uri": store_spec(resolved, resolved.workspace),
-        "workspace": resolved.workspace,
-        "suites": list(resolved.evaluation.suites),
-        **given,
-    }
+    parameters = given
+    if takes_spec(pipeline):
+        resolved = resolve_spec(spec, recipe_name, assignments or [], prompts=None, workspace=workspace)
+        name = name or resolved.name
+        parameters = {
+            "spec_uri": store_spec(resolved, resolved.workspace),
+            "workspace": resolved.workspace,
+            "suites": list(resolved.evaluation.suites),
+            **given,
+        }
     made = submit(
         server,
-        Submission(pipeline, parameters, experiment, name or resolved.name, service_account, every_s, cron),
+        Submission(pipeline, parameters, experiment, name or pipeline, service_account, every_s, cron),
     )
     if made.is_recurring:
         typer.echo(f"Recurring run {made.run_id}: {server.host}/#/recurringrun/details/{made.run_id}")

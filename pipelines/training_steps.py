@@ -186,6 +186,11 @@ def equip(tasks: Iterable[PipelineTask], knobs: Knobs) -> None:
     _place(every, knobs.node_selector, knobs.tolerations)
 
 
+def show_endpoint(tasks: Iterable[PipelineTask], knobs: Knobs) -> None:
+    """Tell steps which endpoint follows the champion."""
+    _read_config_map(tasks, knobs.config_map, ENDPOINT_ENV)
+
+
 def add_training(spec_uri: Any, workspace: str, suites: list[str], knobs: TrainingKnobs) -> None:
     """All steps from prompts to deployment.
 
@@ -222,6 +227,6 @@ def add_training(spec_uri: Any, workspace: str, suites: list[str], knobs: Traini
     light = [prompts_task, tokens_task, report_task, register_task, gate_task, deploy_task]
     equip([*heavy, *light], knobs)
     _read_config_map(heavy, knobs.config_map, JOB_ENV)
-    _read_config_map([deploy_task], knobs.config_map, ENDPOINT_ENV)
+    show_endpoint([deploy_task], knobs)
     _share_memory(heavy)
     _introduce([*heavy, deploy_task])

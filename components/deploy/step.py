@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import httpx
@@ -69,14 +69,35 @@ def wait_for_draft(
     """
     registered = context.inputs["register"].outputs
     wanted = f"{registered['model_name']}/{registered['version']}"
+
+    def say(text: str) -> None:
+        context.report(0, 1, "endpoints", note=text)
+
+    wait_for_champion(endpoint, wanted, say, within_s=within_s, look_every_s=look_every_s)
+    context.report(1, 1, "endpoints", note=f"{endpoint} uses {wanted}")
+    model = context.spec.serving.model_name
+    return StepOutput({"deployed": True, "endpoint": f"{endpoint}/v1", "model": model, "draft": wanted})
+
+
+def wait_for_champion(
+    endpoint: str,
+    wanted: str,
+    say: Callable[[str], None],
+    *,
+    within_s: float = _WITHIN_S,
+    look_every_s: float = _LOOK_EVERY_S,
+) -> None:
+    """Wait until an endpoint is healthy and uses a draft, ``MODEL/VERSION``.
+
+    Raises:
+        PlatformError: it does not within the time.
+    """
     deadline_s = time.monotonic() + within_s
     while True:
         draft, problem = _draft_in_use(endpoint)
         if draft == wanted:
-            context.report(1, 1, "endpoints", note=f"{endpoint} uses {wanted}")
-            model = context.spec.serving.model_name
-            return StepOutput({"deployed": True, "endpoint": f"{endpoint}/v1", "model": model, "draft": wanted})
-        context.report(0, 1, "endpoints", note=f"{problem}; waiting for {wanted}")
+            return
+        say(f"{problem}; waiting for {wanted}")
         if time.monotonic() + look_every_s > deadline_s:
             raise PlatformError(
                 f"{endpoint} does not take the draft {wanted}",

@@ -39,6 +39,7 @@ def forbidden(source: str) -> set[str]:
 
 BESIDE_STATIONS = {
     "drift": "components.drift.step.look_for_drift",
+    "promote": "components.promote.step.promote_registered",
     "outcome": "components.outcome.step.report_outcome",
 }
 """Components that are no station, and the function that does their work."""

@@ -90,6 +90,18 @@ def test_golden(compiled: str, retraining: str, check_golden: Callable[[str, Pat
     check_golden(retraining, GOLDEN / "retrain_on_drift.yaml")
 
 
+def test_golden_of_promotion(tmp_path: Path, check_golden: Callable[[str, Path], None]) -> None:
+    compile_pipeline(tmp_path / "pipeline.yaml", "promote-draft")
+    text = (tmp_path / "pipeline.yaml").read_text(encoding="utf-8")
+    check_golden(text, GOLDEN / "promote_draft.yaml")
+    pipeline, platform = yaml.safe_load_all(text)
+    assert undeclared(pipeline) == []
+    (executor,) = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
+    assert (
+        read_as_env(executor["configMapAsEnv"], "configMap")["config_map"]["serving-endpoint"] == "DRAFTLINE_ENDPOINT"
+    )
+
+
 def test_retraining_is_the_same_training_behind_a_question(
     retraining: str, documents: tuple[dict[str, Any], dict[str, Any]]
 ) -> None:
@@ -116,7 +128,7 @@ def test_retraining_is_the_same_training_behind_a_question(
 
 
 def test_there_is_no_other_pipeline(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="train-draft or retrain-on-drift"):
+    with pytest.raises(InputError, match="train-draft or promote-draft or retrain-on-drift"):
         compile_pipeline(tmp_path / "pipeline.yaml", "train")
 
 

@@ -174,3 +174,11 @@ def test_the_command_stores_the_spec_and_starts_the_run(
     assert parameters["spec_uri"] == f"s3://bucket/drafts/{key}"
     assert parameters["gpu_count"] == "0" and parameters["suites"] == list(RunSpec().evaluation.suites)
     assert "succeeded" in result.output and f"{kubeflow.url}/#/runs/details/" in result.output
+
+
+def test_a_promotion_needs_no_spec(kubeflow: FakeKubeflow) -> None:
+    arguments = ["submit", "--pipeline", "promote-draft", "--host", kubeflow.url]
+    result = CliRunner().invoke(app, [*arguments, "--param", "model=desk", "--param", "force=true"])
+    assert result.exit_code == 0, result.output
+    assert kubeflow.runs[0]["runtime_config"]["parameters"] == {"model": "desk", "force": True}
+    assert kubeflow.runs[0]["display_name"] == "promote-draft"

@@ -1,0 +1,1 @@
+"""Promotion of a registered version as a step of its own."""
