@@ -30,6 +30,7 @@ from draftline.registry_layout import (
     TAG_DRIFT,
     WEIGHTS_PATH,
     digests_from_tags,
+    refuse_unsafe_files,
     verify_folder,
 )
 
@@ -300,6 +301,7 @@ class DraftFollower:
 def _files(name: str, folder: Path, digests: Mapping[str, str] | None = None) -> DraftFiles:
     """What lies in the folder; with digests, only files that they cover."""
     draft_dir = folder / DRAFT_DIR if (folder / DRAFT_DIR).is_dir() else folder
+    refuse_unsafe_files(draft_dir, origin=f"draft {name}")
     if not (draft_dir / "config.json").is_file():
         raise RegistryError(
             f"no draft in {folder}", expected="a folder with config.json and model.safetensors", remedy="Check the path"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 from draftline.calibration.measures import measure_confidences, survival_events
 from draftline.calibration.survival import Calibration
 from draftline.engine.engine import Engine
-from draftline.evaluation import measure
+from draftline.engine.requests import EngineRequest, TokenEvent
+from draftline.evaluation import measure, throughput
 from draftline.evaluation.measure import Bench, compare_greedy, measure_acceptance, measure_speed
 from draftline.evaluation.prompt import SuitePrompt
+from draftline.evaluation.throughput import ROUNDS, measure_load
 from draftline.evaluation.turns import Decoding, EvaluationPrompt, tokenised
 from draftline.responses.generate import prompt_ids
 from draftline.scheduling.policies import FixedPolicy, OffPolicy, ThresholdPolicy
@@ -245,3 +248,35 @@ def test_speed_is_measured_for_real(bench: Bench, prompts: list[EvaluationPrompt
     assert found.speedup_over_plain > 0 and found.speedup_over_transformers is not None
     assert 1 <= found.serving_accepted_length <= 5
     assert measure_speed(bench, prompts[:1], 1.0, 0, lambda done: None).speedup_over_transformers is None
+
+
+def test_load_runs_as_many_requests_together_as_it_says(
+    bench: Bench, prompts: list[EvaluationPrompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together: list[int] = []
+    run = throughput.run_to_completion
+
+    def counted(engine: Engine, requests: list[EngineRequest]) -> Iterator[TokenEvent]:
+        together.append(len({request.request_id for request in requests}))
+        return run(engine, requests)
+
+    monkeypatch.setattr(throughput, "run_to_completion", counted)
+    told: list[float] = []
+    found = measure_load(bench, prompts[:2], 3, 0.0, told.append)
+    assert together == [3] * (2 + 2 * ROUNDS)
+    assert told == list(range(1, ROUNDS + 1))
+    assert found.concurrency == 3
+    assert set(found.tokens_per_s) == {"plain", "speculative"} and min(found.tokens_per_s.values()) > 0
+    assert found.speedup_over_plain > 0
+
+
+def test_load_compares_within_each_round(
+    bench: Bench, prompts: list[EvaluationPrompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm_up, rounds = [1.0, 1.0], [10.0, 20.0, 10.0, 30.0, 10.0, 50.0]
+    # The order within a round alternates: plain first, speculative first, plain first.
+    rates = iter([*warm_up, *rounds[:2], rounds[3], rounds[2], *rounds[4:]])
+    monkeypatch.setattr(throughput, "_rate", lambda *_: next(rates))
+    found = measure_load(bench, prompts[:2], 2, 0.0, lambda done: None)
+    assert found.speedup_over_plain == 3.0
+    assert found.tokens_per_s == {"plain": 10.0, "speculative": 30.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -297,3 +298,11 @@ def test_the_follower_polls_until_stopped(registry: Registry, tmp_path: Path) ->
     follower.stop()
     follower._thread.join(5)
     assert not follower._thread.is_alive()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "draft.pt", "weights.PKL"])
+def test_a_folder_with_pickles_is_refused_by_the_files_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_bytes(b"\x80\x04.")
+    with pytest.raises(FormatError, match=f"{re.escape(name)} of draft mine can hold pickled objects"):
+        FolderSource(tmp_path).fetch("mine")

@@ -123,6 +123,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"prompts.holdout_fraction": 0}, "held-out"),
     ({"evaluation.suites": ["humaneval"]}, "lacks 'held-out'"),
     ({"evaluation.lossless_prompts": 0}, "require_lossless"),
+    ({"gate.concurrency": 8}, "evaluation.concurrencies"),
     ({"prompts.calibration_fraction": 0}, "calibration_fraction"),
     ({"prompts.holdout_fraction": 0.8, "prompts.validation_fraction": 0.2}, "below 0.9"),
 ]
@@ -147,6 +148,7 @@ def test_impossible_combinations_are_refused(overrides: dict[str, Any], message:
         {"evaluation.suites": ["desk", "held-out"], "evaluation.suite_files": {"desk": "s3://b/desk.jsonl"}},
         {"prompts.holdout_fraction": 0, "evaluation.suite_files": {"held-out": "mine.jsonl"}},
         {"evaluation.lossless_prompts": 0, "gate.require_lossless": False},
+        {"gate.concurrency": 8, "evaluation.concurrencies": [1, 8]},
         {"prompts.calibration_fraction": 0, "draft.enable_confidence_head": False},
         {"tokens.max_length": 9},
         {"name": "a"},
