@@ -16,7 +16,7 @@ from typing import Any
 
 from draftline.calibration.survival import Calibration
 from draftline.draft.checkpoint import DraftModel
-from draftline.engine.build import run_to_completion
+from draftline.engine.build import find_costs, run_to_completion
 from draftline.engine.engine import Engine, EngineLimits
 from draftline.engine.requests import EngineRequest, SpeculationStats
 from draftline.evaluation.acceptance import Acceptance, Report, accept_whole_blocks, summarise
@@ -82,6 +82,8 @@ class Bench:
         engine = Engine(self.target, EngineLimits(slots, context), policy, calibration=self.calibration)
         if policy.wants_draft:
             engine.swap_draft(self.draft)
+        if policy.is_adaptive:
+            find_costs(engine, self.calibration)
         return engine
 
     def decoding(self, temperature: float) -> Decoding:

@@ -25,13 +25,19 @@ DEFAULT_CONFIDENCE = 0.7
 HISTORY_BLOCKS = 8
 _PRIOR_TRIALS = 8.0
 _KEPT_PER_STEP = 0.98
-_KEPT_PER_BLOCK = 1 - 1 / 16
+_KEPT_PER_BLOCK = 1 - 1 / 24
+_CHANCE = 0.5
 _REQUEST_PRIOR_TRIALS = 1.0
 _COMMON_PRIOR_TRIALS = 20.0
-_MEAN_WEIGHT = 0.05
+_FAIR_WEIGHT = 0.03
 _REQUEST_MEAN_WEIGHT = 0.2
 _HIGHEST_CORRECTION = 2.0
 _MOST_COUNTED = 32
+_COMMON_BLOCKS = 64
+_WEIGHT_BY_AGE = (0.5 + 0.5 * 0.97 ** np.maximum(0, np.arange(200) - 3)).astype(np.float32)
+_FRACTIONS = ((np.arange(16) * 5 % 16 + 0.5) / 16).astype(np.float32)
+_NUM_PRICES = 8
+_PRICE_STEP = 1 / _NUM_PRICES
 _TINY = np.float32(1e-30)
 
 
@@ -44,6 +50,9 @@ class AcceptanceEstimate:
         prior_B: Mean survival by position as evaluated before serving; falls
             along the block. Without it every draft is taken to survive with
             probability 0.7 given its predecessors.
+
+    Attributes:
+        num_blocks: Blocks it has seen, of large steps only some.
     """
 
     def __init__(self, num_rows: int, block_size: int, prior_B: Sequence[float] | None = None) -> None:
@@ -54,14 +63,20 @@ class AcceptanceEstimate:
         self._mean_B: Array = np.cumprod(self._prior_B).astype(np.float64)
         self._accepted_N = np.zeros(num_rows)
         self._predicted_N = np.zeros(num_rows)
+        self._variance_N = np.zeros(num_rows)
         self._accepted = 0.0
         self._predicted = 0.0
         self._ones_B = np.ones(block_size, dtype=np.float32)
         self._factors_BN = np.ones((block_size, num_rows), dtype=np.float32)
         self._history_NWB = np.zeros((num_rows, HISTORY_BLOCKS, block_size), dtype=np.float32)
         self._means_NB = np.zeros((num_rows, block_size), dtype=np.float32)
+        self._surplus_NK = np.zeros((num_rows, _NUM_PRICES), dtype=np.float32)
+        self._mean_surplus_K = self._surplus_of(self._mean_B[None].astype(np.float32))[0]
+        self._common_CB = np.tile(self._mean_B.astype(np.float32), (_COMMON_BLOCKS, 1))
+        self.num_blocks = 0
         self._next_N = np.zeros(num_rows, dtype=np.int64)
-        self._pending: list[tuple[Rows, Survival]] = []
+        self._pending: list[tuple[Rows, Survival, Rows]] = []
+        self._last_N = np.zeros(num_rows, dtype=np.int64)
         self._admitted_N = np.zeros(num_rows, dtype=np.int64)
         self._step = 0
 
@@ -70,6 +85,8 @@ class AcceptanceEstimate:
         self._prior_B = _conditional(prior_B, self.block_size)
         if not self._step:
             self._mean_B = np.cumprod(self._prior_B).astype(np.float64)
+            self._common_CB[:] = self._mean_B
+            self._mean_surplus_K = self._surplus_of(self._mean_B[None].astype(np.float32))[0]
 
     # -- what is expected ---------------------------------------------------------------------------------------
 
@@ -101,43 +118,86 @@ class AcceptanceEstimate:
         return corrected
 
     def _refresh(self, rows: Rows | int) -> None:
-        """Factors of rows: below 1 a power by position, above 1 the same for all, so that survival does not rise."""
-        prior = _REQUEST_PRIOR_TRIALS
-        found = (prior * self.common_correction + self._accepted_N[rows]) / (prior + self._predicted_N[rows])
+        """Factors of rows: below 1 a power by position, above 1 the same for all, so that survival does not rise.
+
+        A deviation within half its standard error is taken for chance: powers
+        of noise would lower what is expected of everybody.
+        """
+        common = self.common_correction
+        expected = common * self._predicted_N[rows]
+        excess = self._accepted_N[rows] - expected
+        chance = _CHANCE * np.sqrt(self._variance_N[rows])
+        excess = np.sign(excess) * np.maximum(np.abs(excess) - chance, 0)
+        found = common * (1 + excess / (_REQUEST_PRIOR_TRIALS + expected))
         factor = np.minimum(found, _HIGHEST_CORRECTION)
         self._factors_BN[0, rows] = factor
         lower = np.minimum(factor, 1.0)
         for k in range(1, self.block_size):
             self._factors_BN[k, rows] = factor = factor * lower
 
-    def means(self, rows_M: Rows) -> Survival:
-        """Mean survival of each request's latest blocks, corrected, ``[M, B]``; none is younger than two steps."""
-        return self.corrected(rows_M, self._means_NB[rows_M])
+    def surplus(self, rows_M: Rows, price: float) -> Survival:
+        """By how much survivals of a block exceed a price, summed over those that do; a mean over blocks.
+
+        That is what a block brings beyond its verification if only the slots
+        that pay are verified. The surplus of mean survivals would be less: it
+        hides that good blocks can be picked out. None is younger than two steps.
+        """
+        place = price / _PRICE_STEP
+        lower = int(place)
+        if lower >= _NUM_PRICES:
+            return np.zeros(len(rows_M), dtype=np.float32)
+        surplus_MK, means_MB = self._surplus_NK[rows_M], self._means_NB[rows_M]
+        own_M = self._weight_of_own(rows_M)
+        if own_M.min() < 1:
+            surplus_MK = self._mean_surplus_K + own_M[:, None] * (surplus_MK - self._mean_surplus_K)
+            mean_B = self._mean_B.astype(np.float32)
+            means_MB = mean_B + own_M[:, None] * (means_MB - mean_B)
+        above: Survival | float = surplus_MK[:, lower + 1] if lower + 1 < _NUM_PRICES else 0.0
+        surplus: Survival = surplus_MK[:, lower] + np.float32(place - lower) * (above - surplus_MK[:, lower])
+        # Blocks were noted as they were corrected then; what has been learned since moves all of them.
+        now_M = self.corrected(rows_M, means_MB) @ self._ones_B
+        return surplus * (now_M / (surplus_MK[:, 0] + _TINY))
 
     def history(self, rows_M: Rows, num_blocks: int) -> Survival:
         """Each request's latest blocks, corrected, ``[M, num_blocks, B]``; none is younger than two steps.
 
-        A request with fewer blocks has the mean of all requests in their place.
+        A request that has none yet has some of all requests' latest in their
+        place, not their mean: to pick slots out, one must know how blocks differ.
         """
         places = (self._next_N[rows_M, None] - 1 - np.arange(num_blocks)) % HISTORY_BLOCKS
-        return self.corrected(rows_M, self._history_NWB[rows_M[:, None], places])
+        history_MWB = self._history_NWB[rows_M[:, None], places]
+        # Of those that have not drafted for long, the share of requests that the weight of their own past says.
+        is_other_M = self._weight_of_own(rows_M) < _FRACTIONS[(np.arange(len(rows_M)) + self._step) % len(_FRACTIONS)]
+        if is_other_M.any():
+            some = np.arange(int(is_other_M.sum()) * num_blocks) % max(1, min(self.num_blocks, _COMMON_BLOCKS))
+            history_MWB[is_other_M] = self._common_CB[some].reshape(-1, num_blocks, self.block_size)
+        return self.corrected(rows_M, history_MWB)
+
+    def _weight_of_own(self, rows_M: Rows) -> Survival:
+        """How much a request's own blocks say of its next: texts change, and drafting stops where it went badly."""
+        ages_M = np.minimum(self._step - self._last_N[rows_M], len(_WEIGHT_BY_AGE) - 1)
+        weights: Survival = _WEIGHT_BY_AGE[ages_M]
+        weights[self._next_N[rows_M] == 0] = 0
+        return weights
 
     # -- what happened ------------------------------------------------------------------------------------------
 
     def admit(self, row: int) -> None:
         """A new request takes a row; nothing of the one before is kept."""
-        self._history_NWB[row] = self._means_NB[row] = self._mean_B
         self._next_N[row] = 0
-        self._accepted_N[row] = self._predicted_N[row] = 0.0
+        self._accepted_N[row] = self._predicted_N[row] = self._variance_N[row] = 0.0
         self._refresh(row)
         self._admitted_N[row] = self._step
 
-    def note_drafted(self, rows_M: Rows, survival_MB: Survival) -> None:
-        """Predictions of this step's blocks; they become history after the next step."""
-        self._pending.append((rows_M, survival_MB))
-        if len(rows_M):
-            some = survival_MB[:: -(-len(rows_M) // _MOST_COUNTED)]
-            self._mean_B = self._mean_B + _MEAN_WEIGHT * (some.mean(axis=0) - self._mean_B)
+    def note_drafted(self, rows_M: Rows, survival_MB: Survival, fair_M: NDArray[np.bool_] | None = None) -> None:
+        """Predictions of this step's blocks; they become history after the next step.
+
+        Args:
+            rows_M: Requests that drafted.
+            survival_MB: Uncorrected.
+            fair_M: Those that were not chosen for how well their drafts do: others are no guide to all requests.
+        """
+        self._pending.append((rows_M, survival_MB, rows_M if fair_M is None else rows_M[fair_M]))
 
     def note_verified(
         self, rows_M: Rows, predicted_MB: Survival, lengths_M: Rows, accepted_M: Rows, *, is_estimate: bool
@@ -158,9 +218,11 @@ class AcceptanceEstimate:
         confidence_MB[:, 1:] /= predicted_MB[:, :-1] + _TINY
         confidence_MB *= np.arange(self.block_size) < tried_M[:, None]
         predicted_M = confidence_MB @ self._ones_B
+        variance_M = predicted_M - (confidence_MB * confidence_MB) @ self._ones_B
         kept_M = np.where(tried_M > 0, _KEPT_PER_BLOCK, 1.0)
         self._accepted_N[rows_M] = kept_M * self._accepted_N[rows_M] + accepted_M
         self._predicted_N[rows_M] = kept_M * self._predicted_N[rows_M] + predicted_M
+        self._variance_N[rows_M] = kept_M * self._variance_N[rows_M] + variance_M
         if is_estimate:
             self._hits_B = _KEPT_PER_STEP * self._hits_B + _num_above(accepted_M, self.block_size)
             self._trials_B = _KEPT_PER_STEP * self._trials_B + _num_above(tried_M, self.block_size)
@@ -173,16 +235,44 @@ class AcceptanceEstimate:
         """The step is over; blocks of the step before it become history."""
         self._step += 1
         while len(self._pending) > 1:
-            rows, survival = self._pending.pop(0)
+            rows, survival, fair = self._pending.pop(0)
             # A row that changed hands since belongs to a request that never drafted this block.
             stays = self._admitted_N[rows] < self._step - 1
             if not stays.all():
                 rows, survival = rows[stays], survival[stays]
-            places = self._next_N[rows]
-            self._history_NWB[rows, places % HISTORY_BLOCKS] = survival
-            self._next_N[rows] = places + 1
-            means = self._means_NB[rows]
-            self._means_NB[rows] = means + _REQUEST_MEAN_WEIGHT * (survival - means)
+            if len(rows):
+                self._keep(
+                    rows, survival, np.isin(rows, fair) if len(fair) < len(rows) else np.ones(len(rows), np.bool_)
+                )
+
+    def _keep(self, rows: Rows, survival: Survival, is_fair: NDArray[np.bool_]) -> None:
+        places = self._next_N[rows]
+        self._history_NWB[rows, places % HISTORY_BLOCKS] = survival
+        self._next_N[rows] = places + 1
+        surplus_MK = self._surplus_of(self.corrected(rows, survival))
+        means, surplus = self._means_NB[rows], self._surplus_NK[rows]
+        is_new = places == 0
+        if is_new.any():
+            means[is_new], surplus[is_new] = self._mean_B, self._mean_surplus_K
+        self._means_NB[rows] = means + _REQUEST_MEAN_WEIGHT * (survival - means)
+        self._surplus_NK[rows] = surplus + _REQUEST_MEAN_WEIGHT * (surplus_MK - surplus)
+        self._last_N[rows] = self._step
+        stride = -(-len(rows) // _MOST_COUNTED)
+        some, surplus_CK = survival[is_fair][::stride], surplus_MK[is_fair][::stride]
+        if not len(some):
+            return
+        weight = 1 - (1 - _FAIR_WEIGHT) ** len(some)
+        self._mean_B = self._mean_B + weight * (some.mean(axis=0) - self._mean_B)
+        self._mean_surplus_K += weight * (surplus_CK.mean(axis=0) - self._mean_surplus_K)
+        self._common_CB[(self.num_blocks + np.arange(len(some))) % _COMMON_BLOCKS] = some
+        self.num_blocks += len(some)
+
+    def _surplus_of(self, survival_MB: Survival) -> Survival:
+        """At prices of 0, 1/8, ..., 7/8, ``[M, K]``; at 1 there is none."""
+        surplus_MK = np.empty((len(survival_MB), _NUM_PRICES), dtype=np.float32)
+        for k in range(_NUM_PRICES):
+            surplus_MK[:, k] = np.maximum(survival_MB - np.float32(k * _PRICE_STEP), 0) @ self._ones_B
+        return surplus_MK
 
 
 def _num_above(counts_M: Rows, block_size: int) -> Rows:

@@ -33,6 +33,9 @@ PROBE_SHARE = 0.01
 """Of the time that may go into trying drafts which are not expected to pay."""
 PROBE_LENGTH = 2
 _MOST_PROBES = 4
+_FIRST_BLOCKS = 64
+_FIRST_PROBE_SHARE = 0.1
+"""Until so many blocks of a new draft have been seen."""
 _LEAST_ADVANTAGE = 1.005
 _MOST_CREDIT_STEPS = 1.0
 _SCALE_WEIGHT = 0.05
@@ -67,6 +70,8 @@ class Plan:
         floor: Survival below which no slot pays.
         cost_K: Milliseconds of the step by draft tokens; empty where costs are not known.
         shape: Of the step.
+        fair_M: Which of them speak for all requests, since they were not chosen
+            for how well their drafts do; ``None`` for all.
     """
 
     rows_M: Rows
@@ -75,6 +80,7 @@ class Plan:
     floor: float
     cost_K: Array
     shape: StepShape
+    fair_M: NDArray[np.bool_] | None = None
 
 
 @dataclass
@@ -173,26 +179,27 @@ class Scheduler:
             return Plan(_NO_ROWS, nobody, 0, 0.0, plain_K, shape)
         cost_K = plain_K + self._draft_ms(int(np.count_nonzero(drafting_E)))
         floor = price_floor(budget, throughput, cost_K)
-        return Plan(rows_E[drafting_E], probes_E[drafting_E], budget, floor, cost_K, shape)
+        fair_M = None
+        if not drafting_E.all():
+            fair_M = (probes_E & ~self._is_hot[rows_E])[drafting_E]
+        return Plan(rows_E[drafting_E], probes_E[drafting_E], budget, floor, cost_K, shape, fair_M)
 
     def _choose(
         self, rows_E: Rows, shape: StepShape, plain_K: Array, plain: float
     ) -> tuple[NDArray[np.bool_], int, float]:
         """Requests whose drafts are worth their time, the budget, and tokens per millisecond with it.
 
-        A request is worth drafting for if the slots that pay, in the mean of
-        its last blocks, bring more than its share of drafting takes. What time
+        A request is worth drafting for if the slots that pay, in its last
+        blocks, bring more than its share of drafting takes. What time
         is worth is what plain decoding makes of it, and then what the first
         choice does.
         """
         most = len(rows_E) * self.block_size
         slope = (plain_K[most] - plain_K[0]) / most
         draft_slope = self._draft_slope(len(rows_E))
-        means_EB = self.estimate.means(rows_E)
-        ones_B = np.ones(self.block_size, dtype=np.float32)
         chosen_E, budget, throughput = np.zeros(len(rows_E), dtype=np.bool_), 0, plain
         for _ in range(2):
-            surplus_E = np.maximum(means_EB - np.float32(throughput * slope), 0) @ ones_B
+            surplus_E = self.estimate.surplus(rows_E, throughput * slope)
             worthy_E = surplus_E > throughput * draft_slope
             if (worthy_E == chosen_E).all():
                 break
@@ -218,7 +225,8 @@ class Scheduler:
         accepted goes on at once: its text has changed.
         """
         probes_E = np.zeros(len(rows_E), dtype=np.bool_)
-        self._credit_ms = min(self._credit_ms + PROBE_SHARE * plain_K[0], _MOST_CREDIT_STEPS * plain_K[0])
+        share = PROBE_SHARE if self.estimate.num_blocks >= _FIRST_BLOCKS else _FIRST_PROBE_SHARE
+        self._credit_ms = min(self._credit_ms + share * plain_K[0], _MOST_CREDIT_STEPS * plain_K[0])
         idle = np.flatnonzero(~chosen_E)
         if not len(idle):
             return probes_E
@@ -331,7 +339,7 @@ class Scheduler:
             self.estimate.note_verified(rows_M, predicted_MB, lengths_M, accepted_M, is_estimate=self._is_estimate)
             self._last_drafted[rows_M] = self._step
             self._is_hot[rows_M] = plan.is_probe_M & (accepted_M > 0)
-            self.estimate.note_drafted(rows_M, predicted_MB)
+            self.estimate.note_drafted(rows_M, predicted_MB, plan.fair_M)
         else:
             self.estimate.note_drafted(_NO_ROWS, np.zeros((0, self.block_size), dtype=np.float32))
         if took is not None and self.costs is not None and self.costs.is_measured:
