@@ -28,7 +28,7 @@ pip_install() { "$TOOLS/bin/pip" --python "$PREFIX/bin/python" install -q --no-c
 # commit they are built for.
 settle() {
     find "$1" -name __pycache__ -type d -prune -exec rm -rf {} +
-    PYTHONHASHSEED=0 "$PREFIX/bin/python" -m compileall -q -j 0 -s "${2:-}" --invalidation-mode unchecked-hash \
+    PYTHONHASHSEED=0 "$PREFIX/bin/python" -m compileall -qq -j 0 -s "${2:-}" --invalidation-mode unchecked-hash \
         "$1"/lib/python3*/site-packages || true # packages ship templates and Python 2 that do not compile
     find "$1" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 }
