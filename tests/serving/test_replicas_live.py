@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,6 +22,7 @@ import psutil
 import pytest
 
 from pipelines.embedded.platform import Platform
+from tests.serving.scripted_replica import LOADED, LOADING
 from tests.serving.servers import MODEL, wait_until
 
 pytestmark = pytest.mark.slow
@@ -43,11 +45,17 @@ class Live:
         """Of the server."""
         return f"http://127.0.0.1:{self.platform.serve_port}"
 
-    def deploy(self, num_replicas: int = 2, **changes: Any) -> None:
-        """Deploy, and wait until it answers."""
-        serving = {"model_name": MODEL, "max_requests": 16, "min_replicas": num_replicas, "max_replicas": num_replicas}
-        overrides = {f"serving.{name}": value for name, value in {**serving, **changes}.items()}
-        self._run(str(self.platform.serve_port), json.dumps(overrides))
+    def deploy(self, num_replicas: int = 2, *, max_waiting: int = 64, folder: Path | None = None) -> None:
+        """Deploy, and wait until it answers; with a folder, replicas load until they are told there."""
+        serving = {
+            "model_name": MODEL,
+            "max_requests": 16,
+            "max_waiting": max_waiting,
+            "min_replicas": num_replicas,
+            "max_replicas": num_replicas,
+        }
+        overrides = json.dumps({f"serving.{name}": value for name, value in serving.items()})
+        self._run(str(self.platform.serve_port), overrides, *([str(folder)] if folder else []))
 
     def take_down(self) -> None:
         """Remove the application."""
@@ -132,16 +140,25 @@ def under_load(live: Live, change: Callable[[], None]) -> Counter[str]:
         return Counter(end for task in asking for end in task.result(120))
 
 
-def test_rolling_updates_lose_no_request(live: Live) -> None:
+def test_rolling_updates_lose_no_request_and_leave_no_gap(live: Live, tmp_path: Path) -> None:
     """From two replicas to one with other settings, and that one alone to others again."""
     old = live.replicas()
+    ends_while_loading = []
 
     def update() -> None:
-        for max_waiting in (100, 200):
-            before = live.version()
-            live.deploy(num_replicas=1, max_waiting=max_waiting)
-            wait_until(lambda before=before: live.version() != before, 60)  # type: ignore[misc]
+        live.deploy(num_replicas=1, max_waiting=100)
+        before = live.version()
+        with ThreadPoolExecutor(1) as deployer:
+            deploying = deployer.submit(live.deploy, 1, max_waiting=200, folder=tmp_path)
+            try:
+                wait_until((tmp_path / LOADING).exists, 120)
+                ends_while_loading.append(ask(live, is_stream=True))
+            finally:
+                (tmp_path / LOADED).touch()
+            deploying.result(240)
+        wait_until(lambda: live.version() != before, 60)
 
     ends = under_load(live, update)
+    assert ends_while_loading == ["whole"], "the replica in use was stopped before its successor could answer"
     assert set(ends) == {"whole"} and ends["whole"] >= 8, ends
     wait_until(lambda: len(live.replicas()) == 1 and not live.replicas() & old, 60)
