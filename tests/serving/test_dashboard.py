@@ -14,7 +14,7 @@ import promql_parser
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.metric_table import MODEL_LABEL, REPLICA_LABEL, MetricRow, all_rows
+from serving.metric_table import CAPTURE, MODEL_LABEL, REPLICA_LABEL, MetricRow, all_rows
 from tests.serving.servers import MODEL, serve_scripted
 
 FILE = Path("charts/draftline/dashboards/draftline.json")
@@ -22,8 +22,11 @@ KINDS = {"row", "timeseries", "stat"}
 FROM_PROMETHEUS = {"namespace"}
 """Labels that scraping adds."""
 
-NOT_SHOWN = {"draftline:draft_probes", "draftline:step_time_ratio", "vllm:prompt_tokens"}
-"""Metrics without a panel: a detail of the scheduler, and what other panels show from counters."""
+NOT_SHOWN = {"draftline:draft_probes", "draftline:step_time_ratio", "vllm:prompt_tokens"} | {
+    row.name for row in CAPTURE
+}
+"""Metrics without a panel: a detail of the scheduler, what other panels show from counters, and those of traffic
+capture, which only servers that capture have."""
 
 VARIABLES = {"$__rate_interval": "5m", "$namespace": ".*", "$model": ".*"}
 
