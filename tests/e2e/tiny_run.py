@@ -37,6 +37,7 @@ def tiny_spec(name: str, target: Path, prompts: Path, workspace: str) -> RunSpec
                 "lossless_tokens": 16,
             },
             "gate": {"min_accepted_length": 1.0, "min_speedup": 0.0, "max_ece": 1.0},
-            "serving": {"model_name": name, "max_requests": 4},
+            # A step of the tiny target costs less than drafting: a policy that knows costs would rightly not draft.
+            "serving": {"model_name": name, "max_requests": 4, "policy": "threshold"},
         }
     )
