@@ -30,7 +30,7 @@ pytestmark = [
 
 MODEL = "scripted"
 SLOTS = 2
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 """A replica starts in seconds; this machine may be busy."""
 
 
