@@ -25,7 +25,8 @@ def commit_until_evaluation(spec: RunSpec, store: ObjectStore) -> dict[str, Step
         _commit(name, "", outputs.get(name, {}), spec, store, results)
     draft, calibration = results["draft"], results["calibration"]
     store.put(f"{draft.prefix}/draft/config.json", examples.CONFIG)
-    store.put(f"{draft.prefix}/draft/model.safetensors", b"weights of version one")
+    weights = store.get(f"{shaped['draft'].prefix}/draft/model.safetensors")
+    store.put(f"{draft.prefix}/draft/model.safetensors", weights)
     history = "".join(json.dumps(line) + "\n" for line in examples.history_lines())
     store.put(f"{draft.prefix}/history.jsonl", history.encode())
     store.put(f"{calibration.prefix}/calibration.json", examples.CALIBRATION)
