@@ -113,10 +113,10 @@ def promote(client: MlflowClient, request: Request, alias_or_version: str, say: 
     record_judgement(client, judgement)
     if is_refused:
         record_refusal(client, replace(move, why=request.why))
-        failed = [reason.rule for reason in judgement.verdict.reasons if not reason.ok]
+        failed = summarise_verdict(judgement.verdict)["failed"]
         raise GateRefused(
             f"the gate refuses {request.model} version {version}",
-            got="; ".join(summarise_verdict(judgement.verdict)["failed"]),
+            got="; ".join(failed),
             remedy=f"Train a better draft, or overrule {len(failed)} rule(s) with --force --reason 'why'",
         )
     return Outcome(version, before, True, apply(client, move), judgement.verdict)

@@ -30,6 +30,7 @@ RAYJOB_RIGHTS = (
     ("ray.io", "rayjobs", "get"),
     ("ray.io", "rayjobs", "watch"),
     ("ray.io", "rayjobs", "delete"),
+    ("", "pods", "get"),
     ("", "pods", "list"),
     ("", "pods/log", "get"),
 )

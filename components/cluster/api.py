@@ -141,8 +141,13 @@ class Cluster:
                     if event["type"] == "DELETED":
                         break
                     yield event["object"]
-            except (ApiException, HTTPError, ValueError):
-                # An old resource version, a dropped connection, half a line: reading it anew mends each.
+            except ApiException as error:
+                if error.status in (401, 403):
+                    # Reading it anew would end in the same refusal, at once and for ever.
+                    raise _translated(f"watch {plural}/{name}", self.namespace, error) from None
+                # An old resource version: reading it anew mends it.
+            except (HTTPError, ValueError):
+                # A dropped connection, half a line: reading it anew mends each.
                 continue
 
     def pods(self, selector: str) -> list[Any]:
@@ -277,7 +282,9 @@ def _translated(doing: str, namespace: str, error: Any) -> DraftlineError:
         )
     if error.status == 404:
         return NotThere(
-            f"cannot {doing} in namespace {namespace}", got=detail, remedy="Is KubeRay installed in the cluster"
+            f"cannot {doing} in namespace {namespace}",
+            got=detail,
+            remedy="Check the name and that KubeRay is there",
         )
     kind = _Conflict if error.status == 409 else PlatformError
     return kind(f"cannot {doing} in namespace {namespace}", got=detail)

@@ -59,7 +59,7 @@ def _message(event: str, origin: str) -> str:
 def _source(spec: RunSpec) -> str:
     captured = spec.serving.capture.uri
     source = spec.prompts.source
-    if captured and source.startswith(captured.rstrip("/")):
+    if captured and f"{source}/".startswith(f"{captured.rstrip('/')}/"):
         return f"Prompts come from captured traffic, `{source}`."
     return (
         f"Prompts come from `{source}`, not from captured traffic: where they are those of the last training, "

@@ -31,7 +31,8 @@ def promote_registered(
         DraftlineError: the gate or the registry refuses, or the endpoint does not take the draft.
     """
     outcome = promote(connect(environ), Request(model, actor(environ), reason, is_forced=force), version, print)
-    change = f"version {outcome.before or 'none'} was" if outcome.is_changed else "it was so before"
+    was = "no version was" if outcome.before is None else f"version {outcome.before} was"
+    change = was if outcome.is_changed else "it was so before"
     lines = [f"# {model} version {outcome.champion} is champion", "", f"{change[0].upper()}{change[1:]}."]
     if outcome.verdict is not None:
         lines += ["", describe_verdict(outcome.verdict)]

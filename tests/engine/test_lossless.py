@@ -210,7 +210,7 @@ def test_requests_in_flight_regain_speculation_whoever_drafts_next(
                 check_dense(engine)
             if prefill_tokens > 100 and start > 1:
                 grown = {name: count > before[name] for name, count in drafted_tokens(engine).items() if name in before}
-                assert grown and all(grown.values()) == drafts, "requests in flight do not draft again"
+                assert set(grown.values()) == {drafts}, "requests draft, or do not, against what was exchanged"
         finish(engine, answers)
         assert_equal(answers, plain)
 

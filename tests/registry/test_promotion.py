@@ -25,7 +25,7 @@ REQUEST = Request(NAME, "ada@desk", "for a test")
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL in one process; a real one is in test_promotion_server."""
+    """Stands for SIGKILL: no ``except Exception`` sees it. Cleanup in ``finally`` runs; a stale lease has a test."""
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def test_a_new_replica_that_reports_nothing_to_do_changes_nothing(fleet: Fleet) 
 
 @given(fleets())
 def test_what_is_decided_stands_when_it_is_decided_again(fleet: Fleet) -> None:
-    """The fixed point: with the wish granted and the same work, the next wish is no smaller one."""
+    """The fixed point: with the wish granted and the same work, the next wish is the same."""
     wish = decide(fleet).num_replicas
     again = decide(replace(fleet, num_wanted=wish)).num_replicas
     assert again == wish

@@ -248,6 +248,12 @@ def test_a_missing_right_is_named(kubernetes: FakeKubernetes, station: Station, 
     assert kubernetes.count("POST") == 1
 
 
+def test_a_missing_right_to_watch_ends_the_step(kubernetes: FakeKubernetes, station: Station, tmp_path: Path) -> None:
+    kubernetes.faults = lambda method, path: 403 if method == "GET" and path.endswith("/rayjobs") else None
+    with pytest.raises(AccessDenied, match="may not watch rayjobs"):
+        runner(kubernetes)(station, context(tmp_path))
+
+
 def test_a_log_that_breaks_off_is_read_on(
     kubernetes: FakeKubernetes, station: Station, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
