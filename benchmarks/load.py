@@ -218,7 +218,7 @@ class _Run:
         for users in self._arguments.users:
             for policy in turned:
                 self.choose(policy)
-                # As many other prompts at each load, the same for all policies.
+                # Every window asks the same prompts from the first on: prefixes are warm for all but the first.
                 window = under_load(
                     self.url,
                     self.model,

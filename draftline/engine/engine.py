@@ -326,6 +326,9 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[TokenEvent]:
         """Advance every running request; returns what happened, finished requests included."""
+        if self._proposer is not None and self.policy.is_adaptive:
+            # Before the clock starts: the scheduler would take these seconds for the cost of a step.
+            self._ensure_costs()
         started_s = time.perf_counter()
         events = self._drop_cancelled()
         self._admit()
@@ -444,8 +447,6 @@ class Engine:
         if self._proposer is not None and self.policy.wants_draft and decoding:
             # The last token needs no draft: the target's own draw ends the request.
             able = [r for r in decoding if r.has_draft_context and r.num_left > 1]
-            if self.policy.is_adaptive and able:
-                self._ensure_costs()
         plan = self._scheduler.plan(np.array([r.row for r in able], dtype=np.int64), self._shape(running, decoding))
         if self._proposer is None or not len(plan.rows_M):
             return None, []
@@ -468,13 +469,14 @@ class Engine:
         return proposal, drafting
 
     def _shape(self, running: Sequence[RunningRequest], decoding: Sequence[RunningRequest]) -> StepShape:
-        prefilling = len(running) - len(decoding)
-        tokens = 0
-        if prefilling:
-            left = sum(r.num_known - r.num_processed for r in running if r.is_prefilling)
-            tokens = min(left, self._limits.prefill_tokens)
+        # As the chunks will be: prompts in order, until the step's share of prompt tokens is used up.
+        left, prefilling = self._limits.prefill_tokens, 0
+        for request in running:
+            if request.is_prefilling and left > 0:
+                left -= min(left, request.num_known - request.num_processed)
+                prefilling += 1
         context = sum(r.num_processed for r in decoding) / len(decoding) if decoding else None
-        return StepShape(len(decoding), tokens, prefilling, context)
+        return StepShape(len(decoding), self._limits.prefill_tokens - left, prefilling, context)
 
     def _choose_lengths(
         self, proposal: Proposal | None, drafting: Sequence[RunningRequest], decoding: Sequence[RunningRequest]

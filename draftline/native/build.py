@@ -54,8 +54,10 @@ def build_kernels(folder: Path | None = None) -> Path | None:
             fcntl.flock(handle, fcntl.LOCK_EX)
             if not library.is_file():
                 compile_kernels(compiler, library)
-    except subprocess.CalledProcessError as error:
-        _warn(f"{compiler[0]} failed: {(error.stderr or '').strip()[:300]}", "Install a recent g++ or clang++")
+    except subprocess.SubprocessError as error:
+        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else None
+        said = said.decode(errors="replace") if isinstance(said, bytes) else said
+        _warn(f"{compiler[0]} failed: {(said or str(error)).strip()[:300]}", "Install a recent g++ or clang++")
         return None
     except OSError as error:
         _warn(f"they could not be written ({error})", "Make the cache directory writable")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 from dataclasses import dataclass
 
 # torch first: the kernels then share its OpenMP threads instead of starting others beside them.
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from draftline.native.build import build_kernels
 from draftline.native.prebuilt import prebuilt_kernels
+
+logger = logging.getLogger(__name__)
 
 _Pointer, _Int = ctypes.c_void_p, ctypes.c_int64
 _WEIGHTS = ("qkv", "output", "gate_up", "down")
@@ -164,4 +167,14 @@ class Kernels:
 def native_kernels() -> Kernels | None:
     """The kernels of this process, compiled ahead or at need; ``None`` where they cannot be had."""
     path = prebuilt_kernels() or build_kernels()
-    return Kernels(str(path)) if path is not None else None
+    if path is None:
+        return None
+    try:
+        return Kernels(str(path))
+    except OSError as error:
+        logger.warning(
+            "CPU kernels are not used, steps are slower: %s. Install libgomp1, or set XDG_CACHE_HOME to a folder that "
+            "programs may be loaded from.",
+            error,
+        )
+        return None

@@ -195,7 +195,7 @@ class CostTable:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """The document, with SGLang's forms beside it."""
+        """The document that :meth:`from_json` reads."""
         return {
             "format": FORMAT,
             "version": FORMAT_VERSION,

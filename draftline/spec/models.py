@@ -381,8 +381,9 @@ class CalibrationSpec(Part):
         max_new_tokens: Per prompt.
         method: The map from confidences to survival. ``raw`` leaves them as
             they are, ``sts`` has a temperature per position, ``bias`` a slope and
-            a bias, ``isotonic`` a monotone curve; ``auto`` takes the best on
-            requests that the fit has not seen.
+            a bias, ``isotonic`` a monotone curve; ``auto`` takes the simplest
+            whose error, on requests that the fit has not seen, is within one
+            standard error of the least.
         profile_cost: Measure the step-cost table of this machine.
     """
 
@@ -480,8 +481,8 @@ class GateSpec(Part):
         max_ece: Expected calibration error of the cumulative survival.
         max_drop: Accepted length may not fall below the champion's on any
             suite by more than this share.
-        max_draft_bytes: Of the draft's weights as registered; no bound when
-            absent.
+        max_draft_bytes: Of all the draft's files as registered, calibration
+            included; no bound when absent.
     """
 
     require_lossless: bool = True

@@ -61,7 +61,10 @@ _NAMED_PHONE = (
     rf"(?i)(\b(?:phone|tel|telephone|mobile|cell|cellphone|whatsapp|fax|call me|call|ring|text me|reach me|sms)\b"
     rf"[^\p{{Nd}}\n]{{0,24}})(\p{{Nd}}(?:{_PHONE_GAP}{{0,3}}\p{{Nd}}){{5,14}})"
 )
-_IP = r"[0-9A-Fa-f:.]*[0-9A-Fa-f]*[:.][0-9A-Fa-f:.]*[0-9A-Fa-f]"
+_IPS = (
+    r"(?:::|[0-9A-Fa-f]+[:.])[0-9A-Fa-f:.]*[0-9A-Fa-f]",
+    r"\b[0-9]{1,3}(?:\.[0-9]{1,3}){3}\b",  # also one with a port, or with a word that runs into it
+)
 _LONG_WORD = r"[A-Za-z0-9+/_-]{24,}={0,2}"
 
 Replace = Callable[[Any], str]
@@ -101,7 +104,7 @@ class Redactor:
             rules.append(_rule("iban", _IBAN, _replace_iban))
             rules.append(_rule("card", _DIGITS, _replace_cards))
         if spec.ips:
-            rules.append(_rule("ip", _IP, _if("ip", is_ip)))
+            rules += [_rule("ip", pattern, _if("ip", is_ip)) for pattern in _IPS]
         if spec.phones:
             rules += [_rule("phone", pattern, _always("phone")) for pattern in _PHONES]
             rules.append(_rule("phone", _NATIONAL_PHONE, lambda match: f"{match.group(1)}[PHONE]"))

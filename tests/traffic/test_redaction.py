@@ -64,6 +64,8 @@ def redact(text: str) -> str:
         ("d41d8cd98f00b204e9800998ecf8427e", "[KEY]"),
         ("from 192.168.10.254 at night", "from [IP] at night"),
         ("2001:db8::ff00:42:8329", "[IP]"),
+        ("http://192.168.0.1:8080/a", "http://[IP]:8080/a"),
+        ("host:10.0.0.1, ip 10.0.0.1:22", "host:[IP], ip [IP]:22"),
     ],
 )
 def test_personal_data_and_secrets_go(text: str, expected: str) -> None:
