@@ -46,6 +46,10 @@ build() {
     # Layers are kept, so that the targets share what they have in common.
     podman) podman build --layers --timestamp "$epoch" "$@" ;;
     buildah) buildah bud --layers --timestamp "$epoch" "$@" ;;
+    *)
+        echo "error: BUILDER=$builder is not known; there are: docker, podman, buildah" >&2
+        exit 2
+        ;;
     esac
 }
 
@@ -63,12 +67,15 @@ read_file() {
 
 mkdir -p build/images
 for target; do
+    case $target in
+    cpu | gpu | serve) ;;
+    *)
+        echo "error: there is no image $target; there are: cpu, gpu, serve" >&2
+        exit 2
+        ;;
+    esac
     # The Dockerfile's labels are the one place of the images' names.
     name=$(sed -n "/ AS $target\$/,/^USER/p" Dockerfile | sed -nE 's/.*image\.title="([^"]+)".*/\1/p')
-    if [ -z "$name" ]; then
-        echo "error: the Dockerfile has no image $target; there are: cpu, gpu, serve" >&2
-        exit 2
-    fi
     image=${registry:+$registry/}$name
     echo "Building $image:$version ($target, with $builder)"
     build "${flags[@]}" --target "$target" --tag "$image:$version" --tag "$image:$version-$revision" .

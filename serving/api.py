@@ -76,7 +76,14 @@ def create_api(
         has_ui: Whether there is a page at ``/ui``.
         read_metrics: Text of ``/metrics``; ``None`` shows those of ``service`` alone.
     """
-    api = FastAPI(title="Draftline", version=__version__, description="OpenAI-compatible speculative decoding")
+    # FastAPI's own pages take scripts from another host, on the origin whose tab may hold an API key.
+    api = FastAPI(
+        title="Draftline",
+        version=__version__,
+        description="OpenAI-compatible speculative decoding",
+        docs_url=None,
+        redoc_url=None,
+    )
     api.include_router(_v1_routes(service), prefix="/v1", dependencies=[Depends(_key_guard(api_keys))])
     api.include_router(_service_routes(service, deployment, read_metrics or _own_metrics(service)))
     if has_ui:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 
@@ -24,6 +25,9 @@ from draftline.spec import ServingSpec
 from draftline.steps.context import StepContext, StepOutput
 from serving.registry import DraftFiles
 from serving.replica import ReplicaConfig, StartReplica, open_draft_source, read_api_keys, start_replica
+
+if TYPE_CHECKING:
+    from ray import serve
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
@@ -94,7 +98,9 @@ def deploy(
     root = f"http://{HOST}:{port}"
     if not _is_deployed(root, config, app, start):
         # Serve makes up a new version each time, and would replace replicas by equal ones.
-        _run(config, app, start)
+        from serving.app import build_app
+
+        _run(build_app(config, start), app)
     deadline_s = time.monotonic() + timeout_s
     draft = _wait_for_health(root, wanted, deadline_s)
     _prove(f"{root}/v1", config, deadline_s)
@@ -109,12 +115,9 @@ def _deploy_vllm(config: ReplicaConfig, *, app: str, port: int, ray_address: str
     plan = plan_app(config)
     _connect(ray_address)
     _start_serve(port)
-    from ray import serve
-
     root = f"http://{HOST}:{port}"
+    _run(build_vllm_app(plan), app)
     deadline_s = time.monotonic() + timeout_s
-    # Blocks until the replicas have loaded; what goes wrong there is Serve's to tell.
-    serve.run(build_vllm_app(plan), name=app, route_prefix="/")
     _prove(f"{root}/v1", config, deadline_s)
     return Endpoint(f"{root}/v1", config.spec.serving.model_name, app, plan.draft)
 
@@ -211,14 +214,13 @@ def _is_serve(port: int) -> bool:
         return False
 
 
-def _run(config: ReplicaConfig, app: str, start: StartReplica) -> None:
+def _run(application: serve.Application, app: str) -> None:
+    """Blocks until the replicas have loaded."""
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
-    from serving.app import build_app
-
     try:
-        serve.run(build_app(config, start), name=app, route_prefix="/")
+        serve.run(application, name=app, route_prefix="/")
     except (RuntimeError, RayServeException) as error:
         raise PlatformError(
             f"the application {app} did not start",

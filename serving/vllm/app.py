@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from draftline.cache_dir import default_cache_dir
-from draftline.errors import PlatformError
+from draftline.errors import PlatformError, SpecError
 from draftline.target.fingerprint import locate_target
 from draftline.target.load import prepare_target
 from serving.replica import ReplicaConfig, open_draft_source
 from serving.vllm.export import export_draft
 from serving.vllm.settings import VLLM_VERSION, ExportedDraft, engine_arguments
-
-ROUTE_PREFIX = "/"
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,13 @@ def plan_app(config: ReplicaConfig) -> VllmApp:
         DraftlineError: the draft cannot be had, does not fit, or vLLM cannot do what the spec asks for.
     """
     serving = config.spec.serving
+    if config.api_keys_file is not None:
+        raise SpecError(
+            "with vLLM nobody asks for API keys",
+            got=f"the keys in {config.api_keys_file}",
+            remedy="Clear DRAFTLINE_API_KEYS_FILE (api_keys_file) and ask for keys in front of the endpoint, or serve "
+            "with serving.engine: draftline",
+        )
     folder = prepare_target(config.spec.target, cache_dir=config.cache_dir)
     draft: ExportedDraft | None = None
     name: str | None = None
@@ -67,8 +72,11 @@ def plan_app(config: ReplicaConfig) -> VllmApp:
                 "min_replicas": serving.min_replicas,
                 "max_replicas": serving.max_replicas,
                 "target_ongoing_requests": serving.max_requests,
+                "upscale_delay_s": serving.upscale_delay_s,
+                "downscale_delay_s": serving.downscale_delay_s,
             },
-            # Ray Serve LLM's own default is a thousand million: such an endpoint refuses nobody and never scales out.
+            # Ray Serve LLM's own default is a thousand million: one replica takes all, and none is added. What is
+            # beyond this waits in Serve; nobody is refused.
             "max_ongoing_requests": serving.max_requests + serving.max_waiting,
         },
         "log_engine_metrics": True,

@@ -139,7 +139,13 @@ def test_the_plan_names_everything_that_ray_serve_llm_needs(tmp_path: Path, targ
     assert plan.llm_config["model_loading_config"] == {"model_id": "tiny", "model_source": str(target)}
     assert plan.llm_config["accelerator_type"] == "H100"
     assert plan.llm_config["deployment_config"] == {
-        "autoscaling_config": {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 5},
+        "autoscaling_config": {
+            "min_replicas": 1,
+            "max_replicas": 3,
+            "target_ongoing_requests": 5,
+            "upscale_delay_s": spec.serving.upscale_delay_s,
+            "downscale_delay_s": spec.serving.downscale_delay_s,
+        },
         "max_ongoing_requests": 12,
     }
     folder = Path(plan.llm_config["engine_kwargs"]["speculative_config"]["model"])
@@ -154,6 +160,11 @@ def test_a_draft_of_another_target_is_refused_before_anything_runs(tmp_path: Pat
     source = deepspec_folder(tmp_path / "my-draft", draft("vanilla"))
     with pytest.raises(Exception, match="made for another target"):
         plan_app(ReplicaConfig(spec, draft_uri=str(source), cache_dir=tmp_path / "cache"))
+
+
+def test_keys_that_nobody_would_ask_for_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="nobody asks for API keys"):
+        plan_app(ReplicaConfig(spec_with(policy="fixed"), api_keys_file=tmp_path / "keys"))
 
 
 def test_without_vllm_the_error_says_what_to_do() -> None:
