@@ -106,6 +106,7 @@ def test_vllm_names_its_own_deployments_and_shares_the_draft(helm: Helm) -> None
                 "replica": {"gpus": 2},
                 "draft": {"uri": "models:/d@champion"},
                 "cache": {"type": "claim", "existingClaim": "shared"},
+                "models": {"existingClaim": "models"},
             }
         }
     )
@@ -118,6 +119,9 @@ def test_vllm_names_its_own_deployments_and_shares_the_draft(helm: Helm) -> None
         (cache,) = [volume for volume in pod["volumes"] if volume["name"] == "cache"]
         assert cache["persistentVolumeClaim"]["claimName"] == "shared"
         assert "MLFLOW_TRACKING_URI" in {variable["name"] for variable in pod["containers"][0]["env"]}
+        # The head puts the application together, and looks at the target's files for it.
+        assert "models" in {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert "models" in {volume["name"] for volume in pod["volumes"]}
 
 
 def test_prompt_lookup_needs_no_draft(helm: Helm) -> None:
