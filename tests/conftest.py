@@ -4,6 +4,7 @@ pytest_plugins = [
     "tests.plugins.golden",
     "tests.plugins.hypothesis_profile",
     "tests.plugins.order",
+    "tests.plugins.process_wide",
     "tests.plugins.targets",
     "tests.servers.platform",
     "tests.servers.s3",

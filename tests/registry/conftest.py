@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,13 +23,8 @@ def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def mlflow_uri(migrated_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Tracking URI of a fresh database; artefacts go below the test's folder.
-
-    A station sets MLflow's addresses for its whole process; here that process goes on, so they are taken back.
-    """
-    import mlflow
-
+def mlflow_uri(migrated_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Tracking URI of a fresh database; artefacts go below the test's folder."""
     database = tmp_path / "mlflow.db"
     shutil.copy(migrated_database, database)
     monkeypatch.chdir(tmp_path)
@@ -39,9 +33,7 @@ def mlflow_uri(migrated_database: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", uri)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    yield uri
-    mlflow.set_tracking_uri(None)
-    mlflow.set_registry_uri(None)
+    return uri
 
 
 @pytest.fixture

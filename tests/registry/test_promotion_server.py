@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import mlflow
 import pytest
 from typer.testing import CliRunner
 
@@ -24,16 +22,14 @@ NAME = "promotion-desk"
 
 
 @pytest.fixture
-def server(platform: Platform, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def server(platform: Platform, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> str:
     """Version 1 is champion, 2 and 3 (worse) are not."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", platform.mlflow_uri)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     for tag, accepted_length in (("1", 2.6), ("2", 2.2), ("3", 2.3)):
         register_and_judge(store, tag, name=NAME, accepted_length=accepted_length)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    yield platform.mlflow_uri
-    mlflow.set_tracking_uri(None)
-    mlflow.set_registry_uri(None)
+    return platform.mlflow_uri
 
 
 def test_commands_and_two_promotions_in_the_same_moment(server: str, tmp_path: Path) -> None:
