@@ -89,6 +89,8 @@ LABEL org.opencontainers.image.title="draftline-python" \
     org.opencontainers.image.created="${CREATED}" \
     org.opencontainers.image.licenses="MIT" \
     io.draftline.sbom="/opt/draftline/share/draftline/sbom.cdx.json"
+# Registered versions name the code that made them.
+ENV DRAFTLINE_COMMIT=${REVISION}
 USER 10001:10001
 
 # The same with CUDA.
@@ -105,6 +107,8 @@ LABEL org.opencontainers.image.title="draftline-python-gpu" \
     org.opencontainers.image.created="${CREATED}" \
     org.opencontainers.image.licenses="MIT" \
     io.draftline.sbom="/opt/draftline/share/draftline/sbom.cdx.json"
+# Registered versions name the code that made them.
+ENV DRAFTLINE_COMMIT=${REVISION}
 USER 10001:10001
 
 # Replicas of the endpoint: no pipelines, no trackers' servers, no plots.

@@ -77,7 +77,7 @@ def run_station(
         item: Fan-out item.
         metrics: Receives the result's numbers.
         card: Receives the report's ``card.md``.
-        page: Receives the report's ``report.html``.
+        page: Receives what the step has to show, as HTML.
         job: Settings of the RayJob that does the work, see :class:`components.cluster.settings.JobSettings`; empty
             does it in this pod or on this machine.
 
@@ -101,9 +101,10 @@ def run_station(
             result.metadata.update(summarise(outcome))
             if metrics is not None:
                 write_metrics(outcome, metrics)
-            for name, target in (("card.md", card), ("report.html", page)):
-                if target is not None:
-                    copy_page(outcome, store, name, target)
+            if card is not None:
+                copy_page(outcome, store, "card.md", card)
+            if page is not None:
+                write_page(spec, store, given, outcome, page)
     except Exception as error:
         # The process boundary: kfp.local would tell its parent no more than that the step failed.
         record_failure(error, f"{station}:{item}" if item else station, os.environ)
@@ -186,6 +187,23 @@ def copy_page(outcome: StepResult, store: ObjectStore, name: str, target: Artifa
         StorageError: the file cannot be read.
     """
     Path(target.path).write_bytes(store.get(f"{outcome.prefix}/{name}"))
+
+
+def write_page(
+    spec: RunSpec, store: ObjectStore, inputs: Mapping[str, StepResult], outcome: StepResult, target: Artifact
+) -> None:
+    """Put the step's page where the KFP page shows it: the report's as it was written, others drawn from the result.
+
+    Raises:
+        FormatError: the training history is damaged.
+        StorageError: the workspace failed.
+    """
+    if outcome.station == "report":
+        copy_page(outcome, store, "report.html", target)
+        return
+    from draftline.report.step_pages import render_step_page
+
+    Path(target.path).write_text(render_step_page(spec, store, inputs, outcome), encoding="utf-8")
 
 
 def record_failure(error: Exception, label: str, environ: Mapping[str, str]) -> None:

@@ -1,7 +1,7 @@
 """KFP component of the station ``calibration``: fit the draft's confidences."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
 
 from components.image import DEFAULT_IMAGE
 
@@ -20,6 +20,7 @@ def calibration(
     draft: Input[Model],
     result: Output[Artifact],
     metrics: Output[Metrics],
+    page: Output[HTML],
 ) -> None:
     """Fit the draft's confidences and profile the step cost.
 
@@ -36,6 +37,7 @@ def calibration(
         draft: Result of the station draft.
         result: Receives the step's result (JSON) and a summary as metadata.
         metrics: Receives the step's numbers for the KFP page.
+        page: Receives the reliability diagram and the cost of a step for the KFP page.
     """
     from components.runtime import run_station
 
@@ -46,6 +48,7 @@ def calibration(
         {"prompts": prompts, "draft": draft},
         result=result,
         metrics=metrics,
+        page=page,
         job=ray_job
         and {
             **ray_job,

@@ -1,7 +1,7 @@
 """KFP component of the station ``draft``: train the draft model."""
 
 from kfp import dsl
-from kfp.dsl import Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
 
 from components.image import DEFAULT_IMAGE
 
@@ -19,6 +19,7 @@ def draft(
     hidden_states: Input[Dataset],
     result: Output[Model],
     metrics: Output[Metrics],
+    page: Output[HTML],
 ) -> None:
     """Train the draft model on the cache.
 
@@ -34,6 +35,7 @@ def draft(
         hidden_states: Result of the station hidden-states.
         result: Receives the step's result (JSON) and a summary as metadata.
         metrics: Receives the step's numbers for the KFP page.
+        page: Receives the training curve for the KFP page.
     """
     from components.runtime import run_station
 
@@ -44,6 +46,7 @@ def draft(
         {"hidden-states": hidden_states},
         result=result,
         metrics=metrics,
+        page=page,
         job=ray_job
         and {
             **ray_job,

@@ -1,7 +1,7 @@
 """KFP component of the station ``evaluation``: measure one suite."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
 
 from components.image import DEFAULT_IMAGE
 
@@ -22,6 +22,7 @@ def evaluation(
     calibration: Input[Artifact],
     result: Output[Artifact],
     metrics: Output[Metrics],
+    page: Output[HTML],
 ) -> None:
     """Measure acceptance, speed-up and losslessness on one suite.
 
@@ -40,6 +41,7 @@ def evaluation(
         calibration: Result of the station calibration.
         result: Receives the step's result (JSON) and a summary as metadata.
         metrics: Receives the step's numbers for the KFP page.
+        page: Receives the suite's tables and plots for the KFP page.
     """
     from components.runtime import run_station
 
@@ -51,6 +53,7 @@ def evaluation(
         result=result,
         item=suite,
         metrics=metrics,
+        page=page,
         job=ray_job
         and {
             **ray_job,

@@ -1,7 +1,7 @@
 """KFP component of the station ``gate``: decide whether the draft may be promoted."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Input, Model, Output
+from kfp.dsl import HTML, Artifact, Input, Model, Output
 
 from components.image import DEFAULT_IMAGE
 
@@ -13,6 +13,7 @@ def gate(
     report: Input[Artifact],
     register: Input[Model],
     result: Output[Artifact],
+    page: Output[HTML],
 ) -> bool:
     """Apply the gate's written policy and set the alias.
 
@@ -22,11 +23,13 @@ def gate(
         report: Result of the station report.
         register: Result of the station register.
         result: Receives the step's result (JSON) and a summary as metadata.
+        page: Receives the verdict, rule by rule, for the KFP page.
 
     Returns:
         Whether the draft passed.
     """
     from components.runtime import run_station
 
-    outcome = run_station("gate", spec_uri, workspace, {"report": report, "register": register}, result=result)
+    inputs = {"report": report, "register": register}
+    outcome = run_station("gate", spec_uri, workspace, inputs, result=result, page=page)
     return bool(outcome.outputs["passed"])

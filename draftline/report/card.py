@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import yaml
 
 from draftline.prompts.clean import SPLITS
 from draftline.report.collect import ReportData, finite, headline_sweep
-from draftline.report.markdown import count, figure, table
+from draftline.report.markdown import count, figure, plain, table
 from draftline.report.speed_tables import loads_text, step_cost_text
 
 PLOTS = {
@@ -21,6 +20,8 @@ PLOTS = {
     "reliability.png": "Reliability of the confidence head on the calibration split",
     "loss.png": "Training curve",
 }
+
+NO_CONFIDENCES = "This draft has no calibrated confidences."
 
 MAX_TABLED_SUITES = 5
 """With more, the figure has the numbers, and a table of two rows a suite would only repeat them."""
@@ -48,6 +49,28 @@ def render_card(data: ReportData) -> str:
     sections = [
         f"# Draft model {data.spec.name}",
         _introduction(data),
+        *acceptance_sections(data),
+        "## Calibration",
+        _calibration(data),
+        _plot("reliability_held_out.png"),
+        _plot("reliability.png"),
+        *sweep_sections(data),
+        *training_sections(),
+        "## Data",
+        _data_section(data),
+        "## Licence",
+        _licence(data),
+        "## Provenance",
+        table(("step", "content key"), [(label, f"`{key}`") for label, key in data.keys.items()]),
+        "## Spec",
+        f"```yaml\n{_spec_text(data)}```",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def acceptance_sections(data: ReportData) -> list[str]:
+    """What the suites say: accepted length, speed, losslessness, domains, positions."""
+    return [
         "## Results",
         _results_table(data),
         _how_measured(data),
@@ -59,25 +82,27 @@ def render_card(data: ReportData) -> str:
         "## Acceptance by position",
         _plot("acceptance_by_position.png"),
         _positions_table(data),
-        "## Calibration",
-        _calibration(data),
-        _plot("reliability_held_out.png"),
-        _plot("reliability.png"),
-        "## Verifying less",
-        _sweep(data),
-        _plot("threshold_sweep.png"),
-        "## Training",
-        _plot("loss.png"),
-        "## Data",
-        _data_section(data),
-        "## Licence",
-        _licence(data),
-        "## Provenance",
-        table(("step", "content key"), [(label, f"`{key}`") for label, key in data.keys.items()]),
-        "## Spec",
-        f"```yaml\n{_spec_text(data)}```",
     ]
-    return "\n\n".join(sections) + "\n"
+
+
+def confidence_sections(data: ReportData) -> list[str]:
+    """How far the confidences hold on the suites."""
+    return ["## Calibration", _suite_confidences(data).strip() or NO_CONFIDENCES, _plot("reliability_held_out.png")]
+
+
+def calibration_sections(data: ReportData) -> list[str]:
+    """The fit on the calibration split, and what a step costs there."""
+    return ["## Calibration", _calibration(data), _plot("reliability.png"), step_cost_text(data).strip()]
+
+
+def sweep_sections(data: ReportData) -> list[str]:
+    """What stopping at a threshold would do."""
+    return ["## Verifying less", _sweep(data), _plot("threshold_sweep.png")]
+
+
+def training_sections() -> list[str]:
+    """The training curve."""
+    return ["## Training", _plot("loss.png")]
 
 
 _ALGORITHMS = {"dspark": "A DSpark", "dflash": "A DFlash", "eagle3": "An Eagle3"}
@@ -177,12 +202,12 @@ def _losslessness(data: ReportData) -> str:
         found = outputs.get("lossless") or {}
         verdict = found.get("verdict", "not-checked")
         if verdict == "not-checked":
-            unchecked.append(_plain(suite))
+            unchecked.append(plain(suite))
             continue
         equal = f"{count(found.get('num_equal'))} of {count(found.get('num_prompts'))}"
-        line = f"- **{_plain(suite)}**: {verdict}; {equal} prompts gave the same tokens with and without the draft."
+        line = f"- **{plain(suite)}**: {verdict}; {equal} prompts gave the same tokens with and without the draft."
         if found.get("first_difference"):
-            line += f" First difference: {_plain(str(found['first_difference']))}."
+            line += f" First difference: {plain(str(found['first_difference']))}."
         lines.append(line)
     if unchecked:
         lines.append(f"- Not checked: {', '.join(unchecked)}.")
@@ -208,7 +233,7 @@ def _domains_table(data: ReportData) -> str:
             rows.append(
                 (
                     suite,
-                    _plain(domain),
+                    plain(domain),
                     count(own.get("num_prompts")),
                     figure(value),
                     *(figure(other) for other in others),
@@ -237,7 +262,7 @@ def _positions_table(data: ReportData) -> str:
 def _calibration(data: ReportData) -> str:
     outputs = data.calibration.outputs
     if not outputs.get("ece_after"):
-        return "This draft has no calibrated confidences."
+        return NO_CONFIDENCES
     names = ("ece_before", "ece_after", "brier_before", "brier", "auc")
     columns = [list(outputs.get(name) or ()) for name in names]
     rows = [
@@ -312,7 +337,7 @@ def _sweep(data: ReportData) -> str:
     header = ("threshold", "accepted of verified", "drafts verified per step", "tokens per step")
     return (
         "A server that is short of compute verifies a block only up to the first token whose predicted survival is "
-        f"below a threshold. On {_plain(suite)}, from blocks that were verified whole:\n\n{table(header, rows)}\n\n"
+        f"below a threshold. On {plain(suite)}, from blocks that were verified whole:\n\n{table(header, rows)}\n\n"
         "What a threshold would have done with each block is exact (sampled: in law). A real run at that threshold "
         "starts its blocks at other places, because cut blocks end earlier; that is not in these figures."
     )
@@ -350,11 +375,6 @@ def _spec_text(data: ReportData) -> str:
     shown["cache"] = {"codec": document["cache"]["codec"]}
     shown["serving"] = {name: document["serving"][name] for name in ("policy", "threshold")}
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
-
-
-def _plain(text: str) -> str:
-    """Text that cannot start markup or leave its table cell: labels come from users' files."""
-    return re.sub(r"([\\`*\[\]|<>])", r"\\\1", " ".join(text.split()))
 
 
 def _code(text: str) -> str:

@@ -12,6 +12,7 @@ from draftline.errors import FormatError
 from draftline.spec import RunSpec
 from draftline.steps.context import StepContext
 from draftline.steps.ledger import Ledger, StepResult
+from draftline.storage.base import ObjectStore
 
 METRICS_VERSION = 1
 
@@ -64,7 +65,7 @@ def collect(context: StepContext) -> ReportData:
     suites = {name: result.outputs for name, result in sorted(named, key=lambda n: (n[0] != "held-out", n[0]))}
     keys = _ancestor_keys(context)
     prompts = _find(context, "prompts", keys["prompts"]) if "prompts" in keys else None
-    history = _read_history(context, draft)
+    history = read_history(context.store, draft)
     return ReportData(context.spec, draft, calibration, suites, history, prompts.outputs if prompts else {}, keys)
 
 
@@ -119,13 +120,19 @@ def finite(value: Any) -> Any:
     return value
 
 
-def _read_history(context: StepContext, draft: StepResult) -> tuple[Mapping[str, float], ...]:
+def read_history(store: ObjectStore, draft: StepResult) -> tuple[Mapping[str, float], ...]:
+    """The training log, one mapping a logged step; empty when the draft has none.
+
+    Raises:
+        FormatError: it is damaged.
+        StorageError: the workspace failed.
+    """
     name = draft.outputs.get("history")
     if not name:
         return ()
     path = f"{draft.prefix}/{name}"
     try:
-        return tuple(json.loads(line) for line in context.store.get(path).split(b"\n") if line)
+        return tuple(json.loads(line) for line in store.get(path).split(b"\n") if line)
     except ValueError as error:
         raise FormatError(
             f"the training history {path} is damaged ({error})", remedy="Delete the draft step's folder; it runs again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,3 +24,8 @@ def figure(value: Any, *, digits: int = 2, suffix: str = "") -> str:
 def count(value: Any) -> str:
     """A whole number with separators, or ``n/a``."""
     return f"{value:,}" if isinstance(value, int) else "n/a"
+
+
+def plain(text: str) -> str:
+    """Text that cannot start markup or leave its table cell: labels come from users' files."""
+    return re.sub(r"([\\`*\[\]|<>])", r"\\\1", " ".join(text.split()))

@@ -65,16 +65,17 @@ class Reliability:
         return cls("not measured", (), (), (), ())
 
 
-def render_plots(data: ReportData) -> dict[str, bytes]:
-    """All figures by file name."""
-    return {
-        "accepted_length.png": _render(lambda: accepted_length_figure(data.suites)),
-        "acceptance_by_position.png": _render(lambda: acceptance_figure(data.suites)),
-        "threshold_sweep.png": _render(lambda: sweep_figure(data.suites)),
-        "reliability.png": _render(lambda: reliability_figure(Reliability.of_fit(data.calibration.outputs))),
-        "reliability_held_out.png": _render(lambda: reliability_figure(Reliability.of_suites(data.suites))),
-        "loss.png": _render(lambda: training_figure(data.history)),
+def render_plots(data: ReportData, mentioned_in: str | None = None) -> dict[str, bytes]:
+    """The figures by file name: all, or those whose name a text mentions."""
+    figures: dict[str, Callable[[], Figure]] = {
+        "accepted_length.png": lambda: accepted_length_figure(data.suites),
+        "acceptance_by_position.png": lambda: acceptance_figure(data.suites),
+        "threshold_sweep.png": lambda: sweep_figure(data.suites),
+        "reliability.png": lambda: reliability_figure(Reliability.of_fit(data.calibration.outputs)),
+        "reliability_held_out.png": lambda: reliability_figure(Reliability.of_suites(data.suites)),
+        "loss.png": lambda: training_figure(data.history),
     }
+    return {name: _render(build) for name, build in figures.items() if mentioned_in is None or name in mentioned_in}
 
 
 def accepted_length_figure(suites: Mapping[str, Mapping[str, Any]]) -> Figure:
