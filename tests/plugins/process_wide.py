@@ -12,18 +12,22 @@ import pytest
 # and 127.0.0.1 would mean the host's outer address, where nothing of ours listens.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
-_TRACKING_URI_ENV = "MLFLOW_TRACKING_URI"
+_MLFLOW_URI_ENVS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+"""Setting an address in mlflow sets its variable as well, for child processes."""
 
 
 @pytest.fixture(autouse=True)
 def _forget_registry() -> Iterator[None]:
     """Make mlflow forget the server of this test, which it would prefer to what the next test's environment says."""
-    before = os.environ.get(_TRACKING_URI_ENV)
+    before = {name: os.environ.get(name) for name in _MLFLOW_URI_ENVS}
     yield
     if "mlflow" in sys.modules:
         import mlflow
 
-        mlflow.set_tracking_uri(None)  # takes the variable out of the environment as well
+        mlflow.set_tracking_uri(None)
         mlflow.set_registry_uri(None)
-    if before is not None:
-        os.environ[_TRACKING_URI_ENV] = before
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
