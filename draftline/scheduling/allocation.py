@@ -30,13 +30,17 @@ def gain_curve(survival_HB: Survival, pooled: int = 1) -> Array:
         pooled: Past blocks that stand for each request: the curve is that of
             ``H / pooled`` requests whose survivals are distributed alike.
     """
-    falling = np.sort(survival_HB, axis=None)[::-1]
-    count = int(np.searchsorted(-falling, 0.0, side="left"))
-    total = np.cumsum(falling[:count], dtype=np.float64)
+    rising = survival_HB.flatten()
+    rising.sort()
+    first = int(rising.searchsorted(rising.dtype.type(0), side="right"))
+    # Converted before they are added up: numpy's sum of one type in another takes twice as long.
+    falling = rising[first:][::-1].astype(np.float64)
     if pooled > 1:
         # A curve of whole slots: every pooled-th point is one slot of the step.
-        total = total[pooled - 1 :: pooled] / pooled
-    return np.concatenate(([0.0], total))
+        return np.concatenate(([0.0], falling.cumsum()[pooled - 1 :: pooled] / pooled))
+    curve = np.zeros(len(falling) + 1)
+    falling.cumsum(out=curve[1:])
+    return curve
 
 
 def best_budget(gain_K: Array, cost_K: Array, num_requests: int) -> int:
@@ -102,7 +106,8 @@ def allocate(survival_RB: Survival, budget: int, *, floor: float = 0.0, first_re
 
 
 def _by_request(slots_RB: NDArray[np.bool_]) -> Lengths:
-    lengths: Lengths = slots_RB.sum(axis=1)
+    # A product with ones: numpy sums rows of a few elements at half the pace.
+    lengths: Lengths = (slots_RB.view(np.uint8) @ np.ones(slots_RB.shape[1], dtype=np.uint8)).astype(np.int64)
     return lengths
 
 

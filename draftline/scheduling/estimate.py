@@ -10,6 +10,7 @@ W blocks kept per row, B positions, M rows of this step.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,7 @@ _WEIGHT_BY_AGE = (0.5 + 0.5 * 0.97 ** np.maximum(0, np.arange(200) - 3)).astype(
 _FRACTIONS = ((np.arange(16) * 5 % 16 + 0.5) / 16).astype(np.float32)
 _NUM_PRICES = 8
 _PRICE_STEP = 1 / _NUM_PRICES
+_PRICES = (np.arange(_NUM_PRICES) * _PRICE_STEP).astype(np.float32)
 _TINY = np.float32(1e-30)
 
 
@@ -67,7 +69,7 @@ class AcceptanceEstimate:
         self._accepted = 0.0
         self._predicted = 0.0
         self._ones_B = np.ones(block_size, dtype=np.float32)
-        self._factors_BN = np.ones((block_size, num_rows), dtype=np.float32)
+        self._factors_NB = np.ones((num_rows, block_size), dtype=np.float32)
         self._history_NWB = np.zeros((num_rows, HISTORY_BLOCKS, block_size), dtype=np.float32)
         self._means_NB = np.zeros((num_rows, block_size), dtype=np.float32)
         self._surplus_NK = np.zeros((num_rows, _NUM_PRICES), dtype=np.float32)
@@ -106,18 +108,18 @@ class AcceptanceEstimate:
 
     def correction(self, rows_M: Rows) -> Survival:
         """The same of each request, drawn to :attr:`common_correction`."""
-        factors: Survival = self._factors_BN[0, rows_M]
+        factors: Survival = self._factors_NB[rows_M, 0]
         return factors
 
     def corrected(self, rows_M: Rows, survival: Survival) -> Survival:
         """Survivals ``[M, ..., B]`` as past steps of each request correct them; at most 1, still not rising."""
-        factors = self._factors_BN[:, rows_M].T
+        factors = self._factors_NB.take(rows_M, axis=0)
         if survival.ndim == 3:
             factors = factors[:, None]
         corrected: Survival = np.minimum(survival * factors, np.float32(1))
         return corrected
 
-    def _refresh(self, rows: Rows | int) -> None:
+    def _refresh(self, rows: Rows) -> None:
         """Factors of rows: below 1 a power by position, above 1 the same for all, so that survival does not rise.
 
         A deviation within half its standard error is taken for chance: powers
@@ -129,45 +131,39 @@ class AcceptanceEstimate:
         chance = _CHANCE * np.sqrt(self._variance_N[rows])
         excess = np.sign(excess) * np.maximum(np.abs(excess) - chance, 0)
         found = common * (1 + excess / (_REQUEST_PRIOR_TRIALS + expected))
-        factor = np.minimum(found, _HIGHEST_CORRECTION)
-        self._factors_BN[0, rows] = factor
-        lower = np.minimum(factor, 1.0)
+        first = np.minimum(found, _HIGHEST_CORRECTION).astype(np.float32)
+        lower = np.minimum(first, np.float32(1))
+        factors_BM = np.empty((self.block_size, len(rows)), dtype=np.float32)
+        factors_BM[0] = first
         for k in range(1, self.block_size):
-            self._factors_BN[k, rows] = factor = factor * lower
+            np.multiply(factors_BM[k - 1], lower, out=factors_BM[k])
+        self._factors_NB[rows] = factors_BM.T
 
-    def surplus(self, rows_M: Rows, price: float) -> Survival:
-        """By how much survivals of a block exceed a price, summed over those that do; a mean over blocks.
-
-        That is what a block brings beyond its verification if only the slots
-        that pay are verified. The surplus of mean survivals would be less: it
-        hides that good blocks can be picked out. None is younger than two steps.
-        """
-        place = price / _PRICE_STEP
-        lower = int(place)
-        if lower >= _NUM_PRICES:
-            return np.zeros(len(rows_M), dtype=np.float32)
-        surplus_MK, means_MB = self._surplus_NK[rows_M], self._means_NB[rows_M]
+    def outlook(self, rows_M: Rows) -> Outlook:
+        """What is expected of the next blocks of some requests; nothing in it is younger than two steps."""
+        surplus_MK, means_MB = self._surplus_NK.take(rows_M, axis=0), self._means_NB.take(rows_M, axis=0)
         own_M = self._weight_of_own(rows_M)
         if own_M.min() < 1:
             surplus_MK = self._mean_surplus_K + own_M[:, None] * (surplus_MK - self._mean_surplus_K)
             mean_B = self._mean_B.astype(np.float32)
             means_MB = mean_B + own_M[:, None] * (means_MB - mean_B)
-        above: Survival | float = surplus_MK[:, lower + 1] if lower + 1 < _NUM_PRICES else 0.0
-        surplus: Survival = surplus_MK[:, lower] + np.float32(place - lower) * (above - surplus_MK[:, lower])
         # Blocks were noted as they were corrected then; what has been learned since moves all of them.
         now_M = self.corrected(rows_M, means_MB) @ self._ones_B
-        return surplus * (now_M / (surplus_MK[:, 0] + _TINY))
+        return Outlook(self, rows_M, own_M, surplus_MK, now_M / (surplus_MK[:, 0] + _TINY))
 
-    def history(self, rows_M: Rows, num_blocks: int) -> Survival:
-        """Each request's latest blocks, corrected, ``[M, num_blocks, B]``; none is younger than two steps.
+    def recent_blocks(self, rows_M: Rows, own_M: Survival, num_blocks: int) -> Survival:
+        """See :meth:`Outlook.history`.
 
-        A request that has none yet has some of all requests' latest in their
-        place, not their mean: to pick slots out, one must know how blocks differ.
+        Args:
+            rows_M: Requests.
+            own_M: How much the past of each says of its future.
+            num_blocks: Of each.
         """
-        places = (self._next_N[rows_M, None] - 1 - np.arange(num_blocks)) % HISTORY_BLOCKS
-        history_MWB = self._history_NWB[rows_M[:, None], places]
+        places_MW = (self._next_N.take(rows_M)[:, None] - 1 - np.arange(num_blocks)) % HISTORY_BLOCKS
+        blocks_CB = self._history_NWB.reshape(-1, self.block_size)
+        history_MWB = blocks_CB.take(rows_M[:, None] * HISTORY_BLOCKS + places_MW, axis=0)
         # Of those that have not drafted for long, the share of requests that the weight of their own past says.
-        is_other_M = self._weight_of_own(rows_M) < _FRACTIONS[(np.arange(len(rows_M)) + self._step) % len(_FRACTIONS)]
+        is_other_M = own_M < _FRACTIONS[(np.arange(len(rows_M)) + self._step) % len(_FRACTIONS)]
         if is_other_M.any():
             some = np.arange(int(is_other_M.sum()) * num_blocks) % max(1, min(self.num_blocks, _COMMON_BLOCKS))
             history_MWB[is_other_M] = self._common_CB[some].reshape(-1, num_blocks, self.block_size)
@@ -186,7 +182,7 @@ class AcceptanceEstimate:
         """A new request takes a row; nothing of the one before is kept."""
         self._next_N[row] = 0
         self._accepted_N[row] = self._predicted_N[row] = self._variance_N[row] = 0.0
-        self._refresh(row)
+        self._refresh(np.array([row]))
         self._admitted_N[row] = self._step
 
     def note_drafted(self, rows_M: Rows, survival_MB: Survival, fair_M: NDArray[np.bool_] | None = None) -> None:
@@ -258,9 +254,10 @@ class AcceptanceEstimate:
         self._surplus_NK[rows] = surplus + _REQUEST_MEAN_WEIGHT * (surplus_MK - surplus)
         self._last_N[rows] = self._step
         stride = -(-len(rows) // _MOST_COUNTED)
-        some, surplus_CK = survival[is_fair][::stride], surplus_MK[is_fair][::stride]
-        if not len(some):
+        counted = np.flatnonzero(is_fair)[::stride]
+        if not len(counted):
             return
+        some, surplus_CK = survival[counted], surplus_MK[counted]
         weight = 1 - (1 - _FAIR_WEIGHT) ** len(some)
         self._mean_B = self._mean_B + weight * (some.mean(axis=0) - self._mean_B)
         self._mean_surplus_K += weight * (surplus_CK.mean(axis=0) - self._mean_surplus_K)
@@ -269,10 +266,53 @@ class AcceptanceEstimate:
 
     def _surplus_of(self, survival_MB: Survival) -> Survival:
         """At prices of 0, 1/8, ..., 7/8, ``[M, K]``; at 1 there is none."""
-        surplus_MK = np.empty((len(survival_MB), _NUM_PRICES), dtype=np.float32)
-        for k in range(_NUM_PRICES):
-            surplus_MK[:, k] = np.maximum(survival_MB - np.float32(k * _PRICE_STEP), 0) @ self._ones_B
-        return surplus_MK
+        above_KMB: Survival = survival_MB - _PRICES[:, None, None]
+        np.maximum(above_KMB, 0, out=above_KMB)
+        surplus_KM: Survival = above_KMB.reshape(-1, self.block_size) @ self._ones_B
+        return surplus_KM.reshape(_NUM_PRICES, len(survival_MB)).T
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is expected of the next blocks of M requests, from blocks at least two steps old.
+
+    Attributes:
+        estimate: Where it comes from.
+        rows_M: The requests.
+        own_M: How much the past of each says of its future; the rest is what is usual.
+        surplus_MK: Of their past blocks, by price.
+        change_M: By how much the blocks' sums have changed since they were noted, by what was learned.
+    """
+
+    estimate: AcceptanceEstimate
+    rows_M: Rows
+    own_M: Survival
+    surplus_MK: Survival
+    change_M: Survival
+
+    def surplus(self, price: float) -> Survival:
+        """By how much survivals of a block exceed a price, summed over those that do; a mean over blocks.
+
+        That is what a block brings beyond its verification if only the slots
+        that pay are verified. The surplus of mean survivals would be less: it
+        hides that good blocks can be picked out.
+        """
+        place = price / _PRICE_STEP
+        lower = int(place)
+        if lower >= _NUM_PRICES:
+            return np.zeros(len(self.rows_M), dtype=np.float32)
+        below_M = self.surplus_MK[:, lower]
+        above_M: Survival | float = self.surplus_MK[:, lower + 1] if lower + 1 < _NUM_PRICES else 0.0
+        surplus: Survival = below_M + np.float32(place - lower) * (above_M - below_M)
+        return surplus * self.change_M
+
+    def history(self, chosen_M: NDArray[np.bool_], num_blocks: int) -> Survival:
+        """The latest blocks of some of the requests, corrected, ``[chosen, num_blocks, B]``.
+
+        A request that has none yet has some of all requests' latest in their
+        place, not their mean: to pick slots out, one must know how blocks differ.
+        """
+        return self.estimate.recent_blocks(self.rows_M[chosen_M], self.own_M[chosen_M], num_blocks)
 
 
 def _num_above(counts_M: Rows, block_size: int) -> Rows:

@@ -198,8 +198,9 @@ class Scheduler:
         slope = (plain_K[most] - plain_K[0]) / most
         draft_slope = self._draft_slope(len(rows_E))
         chosen_E, budget, throughput = np.zeros(len(rows_E), dtype=np.bool_), 0, plain
+        outlook = self.estimate.outlook(rows_E)
         for _ in range(2):
-            surplus_E = self.estimate.surplus(rows_E, throughput * slope)
+            surplus_E = outlook.surplus(throughput * slope)
             worthy_E = surplus_E > throughput * draft_slope
             if (worthy_E == chosen_E).all():
                 break
@@ -207,7 +208,7 @@ class Scheduler:
             if not count:
                 break
             pooled = min(HISTORY_BLOCKS, max(1, POOLED_BLOCKS // count))
-            gain_K = gain_curve(self.estimate.history(rows_E[worthy_E], pooled), pooled)
+            gain_K = gain_curve(outlook.history(worthy_E, pooled), pooled)
             cost_K = plain_K[: len(gain_K)] + self._draft_ms(count)
             best = best_budget(gain_K, cost_K, shape.num_requests)
             reached = float((shape.num_requests + gain_K[best]) / cost_K[best])

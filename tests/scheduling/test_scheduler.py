@@ -176,7 +176,7 @@ def test_a_row_passes_to_the_next_request_without_its_past() -> None:
     common = scheduler.estimate.common_correction
     for _ in range(3):
         assert scheduler.estimate.correction(rows)[0] == pytest.approx(common)
-        assert 0 < scheduler.estimate.history(rows, 8).max() <= 0.3
+        assert 0 < scheduler.estimate.outlook(rows).history(np.array([True]), 8).max() <= 0.3
         scheduler.plan(np.zeros(0, dtype=np.int64), StepShape(1))
         scheduler.observe(scheduler.lengths(None, np.zeros(0, dtype=np.int64)), np.zeros(0, dtype=np.int64))
 
