@@ -16,6 +16,7 @@ from typing import Annotated, TypeVar
 import httpx
 import typer
 
+from components.cluster.api import load_configuration
 from draftline.errors import AccessDenied, DraftlineError, PlatformError
 from draftline.storage import open_store
 
@@ -154,22 +155,18 @@ def _mlflow_auth(environ: Mapping[str, str]) -> tuple[str, str] | None:
 
 def _refused_rights(namespace: str) -> list[str]:
     """Rights that the pod's account lacks, by a SelfSubjectAccessReview each."""
-    from kubernetes import client, config
+    from kubernetes import client
     from kubernetes.client.exceptions import ApiException
     from urllib3.exceptions import HTTPError
 
+    api = client.AuthorizationV1Api(client.ApiClient(load_configuration()))
     try:
-        if "KUBERNETES_SERVICE_HOST" in os.environ:
-            config.load_incluster_config()
-        else:
-            config.load_kube_config(config_file=os.environ.get("KUBECONFIG"))
-        api = client.AuthorizationV1Api()
         return [
             f"{verb} {resource}"
             for group, resource, verb in RAYJOB_RIGHTS
             if not api.create_self_subject_access_review(_review(namespace, group, resource, verb)).status.allowed
         ]
-    except (ApiException, HTTPError, config.ConfigException) as error:
+    except (ApiException, HTTPError) as error:
         raise PlatformError("cannot ask Kubernetes", got=str(error).splitlines()[0]) from None
 
 

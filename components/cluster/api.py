@@ -47,7 +47,7 @@ class Cluster:
     def __init__(self, namespace: str, unreachable_s: float, configuration: Any = None) -> None:
         from kubernetes import client
 
-        configuration = configuration or _load_configuration()
+        configuration = configuration or load_configuration()
         # Tenacity tries again, with waits; urllib3 would do so at once, three times, under it.
         configuration.retries = False
         self.namespace = namespace
@@ -89,20 +89,6 @@ class Cluster:
         except _Conflict:
             return False
         return True
-
-    def patch(self, group: str, plural: str, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Merge a patch into a custom object.
-
-        Raises:
-            NotThere: there is none; and as :meth:`get`.
-        """
-        patched: dict[str, Any] = self._call(
-            f"patch {plural}/{name}",
-            lambda: self._custom.patch_namespaced_custom_object(
-                group, "v1", self.namespace, plural, name, body, _request_timeout=_TIMEOUT
-            ),
-        )
-        return patched
 
     def delete(self, group: str, plural: str, name: str, within_s: float | None = None) -> None:
         """Delete a custom object and what it owns; absent is fine. Errors as :meth:`get`."""
@@ -258,7 +244,12 @@ def current_namespace(environ: Mapping[str, str] = os.environ) -> str:
         ) from None
 
 
-def _load_configuration() -> Any:
+def load_configuration() -> Any:
+    """The client's configuration: the pod's own, elsewhere that of ``KUBECONFIG``.
+
+    Raises:
+        PlatformError: there is neither.
+    """
     from kubernetes import client, config
 
     configuration = client.Configuration()

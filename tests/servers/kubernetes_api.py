@@ -154,7 +154,7 @@ def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
             else:
                 self._answer(404, _status(404, f"no route {url.path}"))
 
-        do_GET = do_POST = do_PATCH = do_DELETE = _serve
+        do_GET = do_POST = do_DELETE = _serve
 
         def _custom(self, plural: str, name: str | None, query: dict[str, list[str]], body: Any) -> None:
             if name is None and self.command == "GET":
@@ -175,10 +175,6 @@ def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
             if found is None:
                 self._answer(404, _status(404, f'{plural} "{name}" not found'))
             elif self.command == "GET":
-                self._answer(200, found)
-            elif self.command == "PATCH":
-                _merge(found, body)
-                fake.put(plural, found)
                 self._answer(200, found)
             else:
                 fake.remove(plural, name)
@@ -310,11 +306,3 @@ class FakeKubeRay:
 
 def _status(code: int, message: str) -> dict[str, Any]:
     return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "code": code}
-
-
-def _merge(into: dict[str, Any], patch: Mapping[str, Any]) -> None:
-    for name, value in patch.items():
-        if isinstance(value, Mapping) and isinstance(into.get(name), dict):
-            _merge(into[name], value)
-        else:
-            into[name] = value
