@@ -58,13 +58,13 @@ demo: $(STAMP) ## Train, prove, register and serve a draft for the shipped suppo
 	@exec $(BIN)/draftline demo $(if $(filter 1,$(DEMO_EXIT)),--exit) $(if $(WORKSPACE),--workspace "$(WORKSPACE)") \
 		$(if $(PROMPTS),--prompts "$(PROMPTS)") $(ARGS)
 
-test: lint types imports ## Everything that CI runs: the checks below, then all tests, fast ones first (under 15 minutes)
+test: lint types imports ## Everything that CI runs: the checks below, then all tests, fast ones first (about 30 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not slow" -n 2 $(ARGS)
 	$(BIN)/python -m pytest -m slow $(ARGS) || [ $$? -eq 5 ] # 5: ARGS chose no slow test
 
 check: test ## The same as `make test`
 
-test-fast: $(STAMP) ## The fast tests alone, two at a time (under a minute)
+test-fast: $(STAMP) ## The fast tests alone, two at a time (about 5 minutes)
 	$(BIN)/python -m pytest -m "not slow" -n 2 $(ARGS)
 
 lint: $(STAMP) ## Style: ruff's rules and formatting
