@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
@@ -47,11 +48,11 @@ def register(platform: Platform, folder: Path, *, has_right_digests: bool = True
     client.set_registered_model_alias(REGISTERED, "champion", version)
 
 
-def deploy_step(platform: Platform, target: Path, workspace: Path) -> StepOutput:
+def deploy_step(platform: Platform, target: Path, workspace: Path, max_requests: int = 8) -> StepOutput:
     """The station, as the pipeline runs it after a passed gate."""
     replicas = {"serving.min_replicas": REPLICAS, "serving.max_replicas": REPLICAS}
     capture = {"enabled": True, "uri": str(workspace / TRAFFIC), "sample_rate": 1.0, "flush_s": 0.1}
-    spec = derive(tiny_spec(target), {"serving.max_requests": 8, "serving.capture": capture, **replicas})
+    spec = derive(tiny_spec(target), {"serving.max_requests": max_requests, "serving.capture": capture, **replicas})
     inputs = {
         "gate": StepResult("gate", "k", outputs={"passed": True, "reasons": []}),
         "register": StepResult("register", "k", outputs={"model_name": REGISTERED, "version": "1"}),
@@ -161,15 +162,15 @@ def test_a_client_that_leaves_frees_its_slot_through_serve(deployed: Deployed) -
     wait_until(lambda: cancelled.search(httpx.get(f"{root}/metrics").text) is not None, 10)
 
 
+def ask(deployed: Deployed, number: int) -> int:
+    """Tokens of an answer that should have 100."""
+    answer = deployed.client().completions.create(
+        model=MODEL, prompt=f"ticket {number}", max_tokens=100, extra_body={"ignore_eos": True}
+    )
+    return answer.usage.completion_tokens if answer.usage else 0
+
+
 def test_a_promotion_under_load_swaps_the_draft_and_loses_nothing(deployed: Deployed) -> None:
-    client = deployed.client()
-
-    def ask(number: int) -> int:
-        answer = client.completions.create(
-            model=MODEL, prompt=f"ticket {number}", max_tokens=100, extra_body={"ignore_eos": True}
-        )
-        return answer.usage.completion_tokens if answer.usage else 0
-
     with ThreadPoolExecutor(4) as clients:
         register(deployed.platform, write_draft(deployed.workspace / "two", deployed.target, seed=2))
         promoted_s = time.monotonic()
@@ -177,8 +178,8 @@ def test_a_promotion_under_load_swaps_the_draft_and_loses_nothing(deployed: Depl
         while (drafts := deployed.drafts()) != [f"{REGISTERED}/2"] * REPLICAS:
             # A minute is promised, and kept where the cores are not shared: there it takes half of one.
             assert len(drafts) == REPLICAS and time.monotonic() < promoted_s + 150, f"not swapped: {drafts}"
-            counts += clients.map(ask, range(8))
-        counts += clients.map(ask, range(8))
+            counts += clients.map(partial(ask, deployed), range(8))
+        counts += clients.map(partial(ask, deployed), range(8))
     assert deployed.draft() == f"{REGISTERED}/2"
     assert len(counts) > 8 and set(counts) == {100}
 
@@ -202,6 +203,20 @@ def test_deploying_again_keeps_the_replica_and_its_streams(deployed: Deployed) -
     assert again.outputs == {**deployed.output.outputs, "draft": deployed.draft()}
     assert replica_pids(deployed) == before
     assert sum(len(chunk.choices) > 0 for chunk in stream) > 0
+
+
+def test_a_rolling_update_under_load_loses_nothing(deployed: Deployed) -> None:
+    """Other settings, so every replica is replaced, each by a new process with a real engine."""
+    before = replica_pids(deployed)
+    with ThreadPoolExecutor(5) as clients:
+        updating = clients.submit(deploy_step, deployed.platform, deployed.target, deployed.workspace, max_requests=6)
+        counts: list[int] = []
+        while not updating.done() or replica_pids(deployed) & before:
+            counts += clients.map(partial(ask, deployed), range(8))
+        counts += clients.map(partial(ask, deployed), range(8))
+    assert updating.result().outputs["deployed"] is True
+    assert len(replica_pids(deployed)) == REPLICAS
+    assert len(counts) > 8 and set(counts) == {100}
 
 
 def test_deploying_a_draft_of_another_target_fails_and_the_old_one_keeps_serving(deployed: Deployed) -> None:
