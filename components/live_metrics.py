@@ -28,7 +28,8 @@ LIVE_STATIONS = frozenset({"draft"})
 """Stations whose progress events carry figures worth following."""
 
 _MODULE = "components.live_metrics_process"
-_CLOSE_S = 15.0
+# A short step may be over before the child of a busy machine has imported mlflow.
+_CLOSE_S = 45.0
 _LOOK_EVERY_S = 1.0
 # mlflow asks seven times and waits two minutes each; a figure that is late is worth less than that.
 _HTTP_ENV = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}

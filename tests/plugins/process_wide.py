@@ -1,4 +1,7 @@
-"""What libraries keep for the whole process, held still so that no test depends on those before it. A pytest plugin."""
+"""What mlflow keeps for the whole process, taken back so that no test depends on those before it. A pytest plugin.
+
+Ray keeps more (its environment, as it was when it was imported), so tests use it in processes of their own.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,6 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-
-# Ray reads it once, when it is imported, which collecting the tests may do: set by a fixture it would come too late,
-# and 127.0.0.1 would mean the host's outer address, where nothing of ours listens.
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 _MLFLOW_URI_ENVS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 """Setting an address in mlflow sets its variable as well, for child processes."""

@@ -3,52 +3,46 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import IO
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from draftline.spec import derive, recipe
 from pipelines.embedded.platform import Platform
-from serving.deploy import APP, deploy, undeploy
-from serving.replica import ReplicaConfig
-from tests.serving.scripted_replica import start_scripted
 from tests.serving.servers import wait_until
 
-pytestmark = [
-    pytest.mark.slow,
-    # Serve's own models say so once, when a process first imports them.
-    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated"),
-    # And this one whenever it reads a configuration back that has the field; why it has: serving.app.
-    pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field"),
-]
+pytestmark = pytest.mark.slow
 
 MODEL = "scripted"
+DEPLOY = (sys.executable, "-m", "tests.serving.deploy_scripted")
 SLOTS = 2
 PATIENCE_S = 180.0
 """A replica starts in seconds; this machine may be busy."""
 
 
-def running_replicas() -> int:
-    """Replicas that take requests."""
-    from ray import serve
-
-    from serving.app import DEPLOYMENT
-
-    deployments = serve.status().applications[APP].deployments
-    return int(deployments[DEPLOYMENT].replica_states.get("RUNNING", 0))
-
-
 @dataclass
 class Load:
-    """Clients that ask again as soon as they are answered, and what became of their requests."""
+    """Clients that ask again as soon as they are answered, and what became of their requests.
+
+    Attributes:
+        url: Of the server.
+        running: Replicas that take requests, at present.
+        answers: Status codes.
+        history: Replicas by time.
+    """
 
     url: str
+    running: int = 0
     answers: list[int] = field(default_factory=list)
     history: list[tuple[float, int]] = field(default_factory=list)
 
@@ -77,7 +71,7 @@ class Load:
         counts: list[int] = []
         deadline, reached = time.monotonic() + PATIENCE_S, None
         while time.monotonic() < (deadline if reached is None else reached + then_s):
-            counts.append(running_replicas())
+            counts.append(self.running)
             self.history.append((time.monotonic(), counts[-1]))
             if counts[-1] == until and reached is None:
                 reached = time.monotonic()
@@ -87,27 +81,36 @@ class Load:
 
 @pytest.fixture(scope="module")
 def load(platform: Platform) -> Iterator[Load]:
-    spec = derive(
-        recipe("smollm2-135m"),
-        {
-            "serving.model_name": MODEL,
-            "serving.policy": "off",
-            "serving.max_requests": SLOTS,
-            "serving.max_waiting": 16,
-            "serving.min_replicas": 1,
-            "serving.max_replicas": 4,
-            "serving.upscale_delay_s": 1.0,
-            "serving.downscale_delay_s": 3.0,
-        },
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in platform.ray_client_env.items():
-            patch.setenv(name, value)
-        undeploy()
-        config = ReplicaConfig(spec)
-        endpoint = deploy(config, port=platform.serve_port, start=start_scripted)
-        yield Load(endpoint.endpoint.removesuffix("/v1"))
-        undeploy()
+    serving = {
+        "model_name": MODEL,
+        "policy": "off",
+        "max_requests": SLOTS,
+        "max_waiting": 16,
+        "min_replicas": 1,
+        "max_replicas": 4,
+        "upscale_delay_s": 1.0,
+        "downscale_delay_s": 3.0,
+    }
+    overrides = json.dumps({f"serving.{name}": value for name, value in serving.items()})
+    environment = {**os.environ, **platform.ray_client_env}
+    for arguments in (["down"], [str(platform.serve_port), overrides]):
+        done = subprocess.run([*DEPLOY, *arguments], env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-2000:]
+    load = Load(f"http://127.0.0.1:{platform.serve_port}")
+    with subprocess.Popen([*DEPLOY, "watch"], env=environment, stdout=subprocess.PIPE, text=True) as watcher:
+
+        def follow(lines: IO[str]) -> None:
+            for line in lines:
+                load.running = int(line)
+
+        assert watcher.stdout is not None
+        following = threading.Thread(target=follow, args=(watcher.stdout,))
+        following.start()
+        wait_until(lambda: load.running == 1, PATIENCE_S)
+        yield load
+        watcher.terminate()
+        following.join(30)
+    subprocess.run([*DEPLOY, "down"], env=environment, check=True, timeout=240)
 
 
 def test_replicas_follow_the_work_up_and_down_without_flapping(load: Load) -> None:
@@ -144,7 +147,7 @@ def test_a_replica_whose_engine_died_is_replaced(load: Load) -> None:
             if sample.name == "vllm:num_requests_running"
         }
 
-    wait_until(lambda: running_replicas() == 1, PATIENCE_S)
+    wait_until(lambda: load.running == 1, PATIENCE_S)
     before = replicas()
     poison = {"model": MODEL, "prompt": "crash the engine", "max_tokens": 5}
     assert httpx.post(f"{load.url}/v1/completions", json=poison, timeout=30).status_code == 500

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +50,11 @@ def test_wrong_arguments_are_named(changes: dict[str, Any], message: str) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
 def test_ray_serve_runs_what_the_chart_declares(
     platform: Platform,
     tiny_target_dir: Path,
     tmp_path: Path,
     pytestconfig: pytest.Config,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The chart's own serveConfigV2, applied as KubeRay applies it, answers a request with a draft."""
     draft = write_draft(tmp_path / "draft", tiny_target_dir, seed=1)
@@ -74,28 +75,20 @@ def test_ray_serve_runs_what_the_chart_declares(
     (application,) = config["applications"]
     application |= {"name": "declared", "route_prefix": "/declared"}
     application["args"]["cache_dir"] = str(tmp_path / "cache")
-    for name, value in platform.ray_client_env.items():
-        monkeypatch.setenv(name, value)
-
-    import ray
-    from ray import serve
-    from ray.serve.context import _get_global_client
-    from ray.serve.schema import ServeDeploySchema
-
-    if not ray.is_initialized():
-        ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
-    serve.start(proxy_location="HeadOnly", http_options=config["http_options"])
-    client = _get_global_client()
-    assert client is not None
-    client.deploy_apps(ServeDeploySchema.model_validate(config), _blocking=True)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    environment = {**os.environ, **platform.ray_client_env}
+    command = [sys.executable, "-m", "tests.serving.deploy_declared"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "config.json")], env=environment, capture_output=True, text=True, timeout=240
+    )
     try:
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert json.loads(done.stdout.splitlines()[-1])["declared"] == ["engine"]
         root = f"http://127.0.0.1:{platform.serve_port}/declared"
         wait_until(lambda: httpx.get(f"{root}/health").status_code == 200)
         body = {"model": "tiny", "prompt": "Hello", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
         answer = httpx.post(f"{root}/v1/completions", json=body, timeout=60).json()
         assert answer["usage"]["completion_tokens"] == 8
         assert answer["metrics"]["speculative_decoding"]["num_spec_tokens"] == 3
-        (deployment,) = serve.status().applications["declared"].deployments
-        assert deployment == "engine"
     finally:
-        serve.delete("declared")
+        subprocess.run([*command, "down", "declared"], env=environment, check=True, timeout=240)
