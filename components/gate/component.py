@@ -30,6 +30,7 @@ def gate(
     """
     from components.runtime import run_station
 
-    inputs = {"report": report, "register": register}
-    outcome = run_station("gate", spec_uri, workspace, inputs, result=result, page=page)
+    outcome = run_station(
+        "gate", spec_uri, workspace, {"report": report, "register": register}, result=result, page=page
+    )
     return bool(outcome.outputs["passed"])
