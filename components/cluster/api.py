@@ -259,7 +259,11 @@ def load_configuration() -> Any:
         else:
             config.load_kube_config(config_file=os.environ.get("KUBECONFIG"), client_configuration=configuration)
     except (config.ConfigException, OSError) as error:
-        raise PlatformError("there is no way to the Kubernetes API", got=str(error).splitlines()[0]) from None
+        raise PlatformError(
+            "there is no way to the Kubernetes API",
+            got=str(error).splitlines()[0],
+            remedy="Run this in a pod with a service account's token, or set KUBECONFIG",
+        ) from None
     return configuration
 
 

@@ -7,6 +7,7 @@ These stand beside their steps in the Kubeflow UI as soon as each is done.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from draftline.report.card import (
     acceptance_sections,
@@ -42,24 +43,24 @@ def render_step_page(spec: RunSpec, store: ObjectStore, inputs: Mapping[str, Ste
     if result.station == "gate":
         return _gate_page(spec, result)
     nothing = StepResult(station="none", key="")
-    draft = inputs.get("draft", nothing)
-    data = ReportData(spec, draft, inputs.get("calibration", nothing), {}, (), {}, {})
-    title, tiles = f"Draft model {spec.name}", list[Tile]()
+    given = ReportData(spec, inputs.get("draft", nothing), inputs.get("calibration", nothing), {}, (), {}, {})
+    tiles: list[Tile] = []
     match result.station:
         case "draft":
-            data = ReportData(spec, result, data.calibration, {}, read_history(store, result), {}, {})
+            data = replace(given, draft=result, history=read_history(store, result))
             heading, sections = "training", [*training_sections(), _figures(result)]
         case "calibration":
-            data = ReportData(spec, draft, result, {}, (), {}, {})
+            data = replace(given, calibration=result)
             heading, sections = "calibration", calibration_sections(data)
         case "evaluation":
-            data = ReportData(spec, draft, data.calibration, {result.item: result.outputs}, (), {}, {})
-            heading, tiles = f"suite {plain(result.item)}", headline_tiles(data.suites)
+            data = replace(given, suites={result.item: result.outputs})
+            heading, tiles = f"suite {result.item}", headline_tiles(data.suites)
             sections = [*acceptance_sections(data), *confidence_sections(data), *sweep_sections(data)]
         case other:
             raise ValueError(f"the step {other} has no page")
-    text = "\n\n".join([f"# {plain(title)}: {heading}", *sections]) + "\n"
-    return render_page(text, render_plots(data, mentioned_in=text), title=f"{title}: {heading}", tiles=tiles)
+    title = f"Draft model {spec.name}: {heading}"
+    text = "\n\n".join([f"# {plain(title)}", *sections]) + "\n"
+    return render_page(text, render_plots(data, mentioned_in=text), title=title, tiles=tiles)
 
 
 def _figures(result: StepResult) -> str:

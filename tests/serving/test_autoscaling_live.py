@@ -106,10 +106,12 @@ def load(platform: Platform) -> Iterator[Load]:
         assert watcher.stdout is not None
         following = threading.Thread(target=follow, args=(watcher.stdout,))
         following.start()
-        wait_until(lambda: load.running == 1, PATIENCE_S)
-        yield load
-        watcher.terminate()
-        following.join(30)
+        try:
+            wait_until(lambda: load.running == 1, PATIENCE_S)
+            yield load
+        finally:
+            watcher.terminate()
+            following.join(30)
     subprocess.run([*DEPLOY, "down"], env=environment, check=True, timeout=240)
 
 
