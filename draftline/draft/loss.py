@@ -255,13 +255,15 @@ class _Run:
         # Position weights scale rows, so they can wait until after the product, where a row is D wide, not W.
         to_hidden, to_latent, to_w2 = self.gradients
         assert to_hidden is not None
+        # Rounded once for all products, and only there: markov_w2 gets a sum over all slots.
+        rounded = gradient.to(self._head.dtype)
         if to_latent is not None and to_w2 is not None and self._latent is not None and self._w2 is not None:
-            to_latent[part] = self._product(gradient, self._w2.t()) * weights[:, None]
+            to_latent[part] = self._product(rounded, self._w2.t()) * weights[:, None]
             latent = self._latent[part].to(self._dtype) * weights[:, None]
             to_w2.addmm_(gradient.t().to(to_w2.dtype), latent.to(to_w2.dtype))
         if slope is not None:
-            gradient.mul_(slope)
-        to_hidden[part] = self._product(gradient, self._head.t()) * weights[:, None]
+            rounded = gradient.mul_(slope).to(self._head.dtype)
+        to_hidden[part] = self._product(rounded, self._head.t()) * weights[:, None]
 
     def _product(self, rows: Tensor, weight: Tensor) -> Tensor:
         dtype = self._head.dtype

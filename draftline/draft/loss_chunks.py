@@ -167,6 +167,9 @@ def _normalise(logits_PW: Tensor) -> Tensor:
 
 
 def _dots(one_PW: Tensor, other_PW: Tensor) -> Tensor:
+    if one_PW.device.type == "cpu":
+        # On two cores a batched product of such rows takes seven times as long.
+        return torch.stack([torch.dot(one, other) for one, other in zip(one_PW, other_PW, strict=True)])
     return torch.bmm(one_PW[:, None], other_PW[:, :, None]).flatten()
 
 
