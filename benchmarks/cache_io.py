@@ -1,6 +1,6 @@
 """The cache's reader against raw boto3 GETs of the same objects from the same server, in one run.
 
-Usage: ``python -m benchmarks.cache_io [--quick] [--shards 24] [--shard-megabytes 12]``
+Usage: ``python -m benchmarks.cache_io [--quick] [--shards 64] [--shard-megabytes 12]``
 
 The server is moto, in a process of its own, unless ``DRAFTLINE_BENCH_S3_ENDPOINT`` names one (credentials from
 ``AWS_ACCESS_KEY_ID`` and ``AWS_SECRET_ACCESS_KEY``). Both sides use the same number of connections. The reader does
@@ -41,7 +41,7 @@ def main() -> None:
     with_allocator_settings()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few small shards: shows that it runs")
-    parser.add_argument("--shards", type=int, default=24)
+    parser.add_argument("--shards", type=int, default=64, help="16 are mixed, so opened, at a time")
     parser.add_argument("--shard-megabytes", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()

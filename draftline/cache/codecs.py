@@ -18,10 +18,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from draftline.cache.sizes import GROUP, NORMALISER_BYTES, e4m3_bytes, plain_bytes, rotated_bytes
+from draftline.native.library import native_kernels
 
 MAX_MAGNITUDE = 1e37
 """Values beyond this would overflow inside a rotation; no healthy target comes near."""
@@ -57,6 +60,15 @@ class RowFormat(Protocol):
         """``[N, W, D]`` floats; inverse of :meth:`encode` up to rounding."""
         ...
 
+    def decode_into(self, stored_NWB: NDArray[np.uint8], scale_WD: Tensor | None, values_NWD: Tensor) -> None:
+        """The same numbers into CPU memory that lies together, of :attr:`decoded_dtype`.
+
+        For readers, of which several work at a time beside whatever else the
+        machine does: it takes this thread alone, where torch's operators would
+        each wait for a team of threads.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class PlainFormat:
@@ -81,6 +93,10 @@ class PlainFormat:
     def decode(self, bytes_NWB: Tensor, hidden_size: int, scale_WD: Tensor | None) -> Tensor:
         """See :class:`RowFormat`; comes back in the stored dtype."""
         return bytes_NWB.contiguous().view(self.dtype)
+
+    def decode_into(self, stored_NWB: NDArray[np.uint8], scale_WD: Tensor | None, values_NWD: Tensor) -> None:
+        """See :class:`RowFormat`."""
+        np.copyto(values_NWD.view(torch.uint8).numpy(), stored_NWB)
 
 
 @dataclass(frozen=True)
@@ -118,6 +134,14 @@ class E4M3Format:
         values = torch.index_select(_e4m3_values().to(codes.device), 0, codes.flatten())
         scale = bytes_NWB[..., hidden_size:].contiguous().view(torch.float32)
         return values.view(codes.shape).mul_(scale)
+
+    def decode_into(self, stored_NWB: NDArray[np.uint8], scale_WD: Tensor | None, values_NWD: Tensor) -> None:
+        """See :class:`RowFormat`."""
+        kernels = native_kernels()
+        if kernels is None:
+            values_NWD.copy_(self.decode(torch.from_numpy(stored_NWB.copy()), values_NWD.shape[-1], None))
+        else:
+            kernels.decode_e4m3(stored_NWB, values_NWD)
 
 
 @dataclass(frozen=True)
@@ -176,9 +200,16 @@ class RotatedFormat:
         # Sums of 64 half-integers are exact in fp32, so that here the order of a matrix product does not matter.
         values = codes.sub_(half - 0.5) @ _sylvester().to(codes.device)
         scale = bytes_NWB[..., num_code_bytes:].contiguous().view(torch.bfloat16).flatten().float()
-        rows = values.mul_((scale * _NORM)[:, None]).view(*bytes_NWB.shape[:-1], -1)[..., :hidden_size]
-        signs = _signs(hidden_size).to(rows.device)
-        return rows.mul_(signs if scale_WD is None else signs * scale_WD)
+        rows = values.mul_((scale * _NORM)[:, None]).view(*bytes_NWB.shape[:-1], groups * GROUP)[..., :hidden_size]
+        return rows.mul_(_factors(hidden_size, scale_WD).to(rows.device))
+
+    def decode_into(self, stored_NWB: NDArray[np.uint8], scale_WD: Tensor | None, values_NWD: Tensor) -> None:
+        """See :class:`RowFormat`."""
+        kernels = native_kernels()
+        if kernels is None:
+            values_NWD.copy_(self.decode(torch.from_numpy(stored_NWB.copy()), values_NWD.shape[-1], scale_WD))
+        else:
+            kernels.decode_rotated(stored_NWB, self.bits, _factors(values_NWD.shape[-1], scale_WD), values_NWD)
 
 
 @dataclass(frozen=True)
@@ -281,6 +312,12 @@ def _e4m3_values() -> Tensor:
     """The number of each code; looking up is several times faster than converting on a CPU."""
     codes = torch.arange(256, dtype=torch.uint8)
     return codes.view(torch.float8_e4m3fn).float()
+
+
+def _factors(hidden_size: int, scale_WD: Tensor | None) -> Tensor:
+    """What a rotated back row is multiplied by: signs, and the scales that it was divided by."""
+    signs = _signs(hidden_size)
+    return signs if scale_WD is None else signs.to(scale_WD.device) * scale_WD
 
 
 @lru_cache(maxsize=8)

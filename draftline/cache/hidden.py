@@ -6,13 +6,13 @@ that have a law to learn, L taps, D hidden size.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
+from isal import isal_zlib
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -115,7 +115,7 @@ def encode_hidden_states(
         "has_law": torch.from_numpy(np.concatenate(laws).astype(np.uint8)),
         "path": torch.tensor([number for path in plan.paths for number in path], dtype=torch.int32),
         "cu_paths": torch.tensor([0, *(len(path) for path in plan.paths)]).cumsum(0),
-        "record_crc32": torch.tensor([zlib.crc32(record.numpy().data) for record in records]),
+        "record_crc32": torch.tensor([isal_zlib.crc32(record.numpy().data) for record in records]),
         RECORDS: torch.cat(records),
     }
     if tap_scale_LD is not None:
@@ -133,6 +133,16 @@ def encode_hidden_states(
     header = read_header(data, origin="the new shard")
     assert list(header.tensors)[-1] == RECORDS, "the head must be one range"
     return data
+
+
+@dataclass(frozen=True)
+class _StoredRows:
+    """Views of a record's parts, as :class:`SegmentRows` has them, still encoded; and which rows have a law."""
+
+    taps_NLB: NDArray[np.uint8]
+    last_hidden_K1B: NDArray[np.uint8]
+    log_normaliser_K: NDArray[np.float32]
+    has_law_N: NDArray[np.bool_]
 
 
 class HiddenIndex:
@@ -208,10 +218,10 @@ class HiddenIndex:
             FormatError: it is damaged or truncated.
         """
         expected, (_, size_bytes) = self._checksums[segment], self.record_range(segment)
-        if len(record) != size_bytes or zlib.crc32(record) != expected:
+        if len(record) != size_bytes or isal_zlib.crc32(record) != expected:
             raise FormatError(
                 f"record {segment} of {self._origin} is damaged",
-                got=f"{len(record)} bytes, crc32 {zlib.crc32(record):08x}",
+                got=f"{len(record)} bytes, crc32 {isal_zlib.crc32(record):08x}",
                 expected=f"{size_bytes} bytes, crc32 {expected:08x}",
                 remedy="Delete the shard and its step's result.json, then run again: only this shard is computed anew",
             )
@@ -231,48 +241,44 @@ class HiddenIndex:
             records: Checked records of at least its segments.
         """
         start, end = self._head.bounds(index)
-        mask = self._head.tensors["loss_mask"][start:end].bool()
-        needed = torch.from_numpy(law_positions(mask.numpy()))
-        taps: list[Tensor] = []
-        hidden_TD: Tensor | None = None
-        normaliser_T = torch.zeros(end - start)
+        mask_T = self._head.tensors["loss_mask"][start:end].bool()
+        needed_T = law_positions(mask_T.numpy())
+        codec, width = self._codec, self.hidden_size
+        taps_TLD = torch.empty(end - start, self.num_taps, width, dtype=codec.taps.decoded_dtype)
+        hidden_T1D = _zeros(end - start, width, codec.last_hidden.decoded_dtype)[:, None]
+        normaliser_T = np.zeros(end - start, dtype=np.float32)
         place = 0
         for segment in self.segments(index):
-            rows = self._decode_record(segment, records[segment])
-            first, last = self._rows[segment : segment + 2].tolist()
-            at = torch.nonzero(self._head.tensors["has_law"][first:last]).squeeze(1) + place
-            if hidden_TD is None:
-                hidden_TD = rows.last_hidden_KD.new_zeros(end - start, self.hidden_size)
-            hidden_TD[at] = rows.last_hidden_KD
-            normaliser_T[at] = rows.log_normaliser_K
-            taps.append(rows.taps_NLD)
-            place += last - first
-        assert hidden_TD is not None and place == end - start
-        # Another sample on the same segment may have needed more; what this one gets must not depend on that.
-        hidden_TD[~needed] = 0
-        normaliser_T[~needed] = 0
-        ids = self._head.tensors["input_ids"][start:end].long()
+            stored = self._stored(segment, records[segment])
+            following = place + len(stored.taps_NLB)
+            codec.taps.decode_into(stored.taps_NLB, self._head.tensors.get("tap_scale"), taps_TLD[place:following])
+            # Another sample on the segment may have needed more laws; what this one gets must not depend on that.
+            wanted_N = stored.has_law_N & needed_T[place:following]
+            law_N = np.cumsum(stored.has_law_N) - 1
+            for first, last in _runs(wanted_N):
+                laws, rows = slice(law_N[first], law_N[last - 1] + 1), slice(place + first, place + last)
+                codec.last_hidden.decode_into(stored.last_hidden_K1B[laws], None, hidden_T1D[rows])
+                normaliser_T[rows] = stored.log_normaliser_K[laws]
+            place = following
+        assert place == end - start
+        ids_T = self._head.tensors["input_ids"][start:end].long()
         return CachedSample(
-            self.ids[index], ids, mask, taps[0] if len(taps) == 1 else torch.cat(taps), hidden_TD, normaliser_T
+            self.ids[index], ids_T, mask_T, taps_TLD, hidden_T1D.squeeze(1), torch.from_numpy(normaliser_T)
         )
 
-    def _decode_record(self, segment: int, record: bytes | memoryview) -> SegmentRows:
-        num_rows = int(self._rows[segment + 1] - self._rows[segment])
+    def _stored(self, segment: int, record: bytes | memoryview) -> _StoredRows:
+        """The parts of a record."""
+        first, last = self._rows[segment : segment + 2].tolist()
         num_laws = int(self._laws[segment + 1] - self._laws[segment])
-        codec, width = self._codec, self.hidden_size
-        # A copy: torch wants memory that it may write to, and views of the shard would keep all of it alive.
-        flat = torch.frombuffer(bytearray(record), dtype=torch.uint8)
-        taps_end = num_rows * codec.token_bytes(self.num_taps, width)
-        hidden_end = taps_end + num_laws * codec.last_hidden.row_bytes(width)
-        taps = flat[:taps_end].view(num_rows, self.num_taps, -1)
-        hidden = torch.empty(0, 1, width, dtype=codec.last_hidden.decoded_dtype)
-        if num_laws:
-            stored = flat[taps_end:hidden_end].view(num_laws, 1, -1)
-            hidden = codec.last_hidden.decode(stored, width, None)
-        return SegmentRows(
-            codec.taps.decode(taps, width, self._head.tensors.get("tap_scale")),
-            hidden.squeeze(1),
-            flat[hidden_end:].clone().view(torch.float32),
+        flat = np.frombuffer(record, dtype=np.uint8)
+        taps_end = (last - first) * self._codec.token_bytes(self.num_taps, self.hidden_size)
+        hidden_end = taps_end + num_laws * self._codec.last_hidden.row_bytes(self.hidden_size)
+        return _StoredRows(
+            flat[:taps_end].reshape(last - first, self.num_taps, -1),
+            flat[taps_end:hidden_end].reshape(num_laws, 1, self._codec.last_hidden.row_bytes(self.hidden_size)),
+            # Copied: a record's bytes need not be aligned.
+            flat[hidden_end:].copy().view(np.float32),
+            self._head.tensors["has_law"][first:last].numpy().astype(np.bool_),
         )
 
 
@@ -290,6 +296,17 @@ def decode_samples(data: bytes, *, origin: str) -> list[CachedSample]:
         ranges = {segment: index.record_range(segment) for segment in index.segments(place)}
         found.append(index.sample(place, {s: whole[start : start + size] for s, (start, size) in ranges.items()}))
     return found
+
+
+def _zeros(num_rows: int, width: int, dtype: torch.dtype) -> Tensor:
+    """By numpy: torch would have a team of threads fill it, and a reader's threads would wait for one another."""
+    return torch.from_numpy(np.zeros((num_rows, width * dtype.itemsize), dtype=np.uint8)).view(dtype)
+
+
+def _runs(wanted_N: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """First place, and the one after the last, of each run of true values."""
+    edges = np.flatnonzero(np.diff(wanted_N, prepend=False, append=False))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
 def _tap_scale(codec: Codec, rows: Sequence[SegmentRows]) -> Tensor | None:

@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "attention.h"
+#include "hidden_rows.h"
 #include "products.h"
 #include "team.h"
 #include "vectors.h"
@@ -159,6 +160,23 @@ void score(const float* logits, int64_t rows, int64_t size, int64_t* best, float
     run(num_threads, [&](Team& team) {
         team.share(rows, [&](int64_t n) { score_row(logits + n * size, size, best + n, log_normaliser + n); });
     });
+}
+
+// [rows, size + 4] bytes, codes and an fp32 scale, to [rows, size].
+void decode_e4m3(const uint8_t* bytes, int64_t rows, int64_t size, float* out) {
+    for (int64_t n = 0; n < rows; n++) decode_e4m3_row(bytes + n * (size + 4), size, out + n * size);
+}
+
+// Rows of `row_bytes` bytes to [rows, size]; row n takes the factors of n modulo `num_factors`.
+void decode_rotated(const uint8_t* bytes, int64_t rows, int64_t row_bytes, int64_t size, int64_t bits,
+                    const float* factors, int64_t num_factors, float* out) {
+    for (int64_t n = 0; n < rows; n++) {
+        const float* factor = factors + n % num_factors * size;
+        if (bits == 4)
+            decode_rotated_row<4>(bytes + n * row_bytes, size, factor, out + n * size);
+        else
+            decode_rotated_row<8>(bytes + n * row_bytes, size, factor, out + n * size);
+    }
 }
 
 }  // extern "C"

@@ -11,10 +11,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import math
 from dataclasses import dataclass
+
+import numpy as np
 
 # torch first: the kernels then share its OpenMP threads instead of starting others beside them.
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from draftline.native.build import build_kernels
@@ -91,9 +95,11 @@ class Kernels:
         library.multiply.argtypes = [_Pointer, _Int, _Int, _Pointer, _Int, _Int, _Int, _Pointer, _Int]
         library.run_layers.argtypes = [ctypes.POINTER(StepFields)]
         library.score.argtypes = [_Pointer, _Int, _Int, _Pointer, _Pointer, _Int]
+        library.decode_e4m3.argtypes = [_Pointer, _Int, _Int, _Pointer]
+        library.decode_rotated.argtypes = [_Pointer, _Int, _Int, _Int, _Int, _Pointer, _Int, _Pointer]
         library.panel_outputs.restype = _Int
-        for function in (library.pack, library.multiply, library.run_layers, library.score):
-            function.restype = None
+        for name in ("pack", "multiply", "run_layers", "score", "decode_e4m3", "decode_rotated"):
+            getattr(library, name).restype = None
         self._library = library
         self.panel_outputs = int(library.panel_outputs())
 
@@ -161,6 +167,26 @@ class Kernels:
             logits.data_ptr(), rows, size, best.data_ptr(), log_normaliser.data_ptr(), torch.get_num_threads()
         )
         return best, log_normaliser
+
+    def decode_e4m3(self, stored_NWB: NDArray[np.uint8], values_NWD: Tensor) -> None:
+        """Rows of :class:`~draftline.cache.codecs.E4M3Format` into fp32, which lies together; on this thread alone."""
+        rows, count = np.ascontiguousarray(stored_NWB), math.prod(stored_NWB.shape[:-1])
+        self._library.decode_e4m3(rows.ctypes.data, count, values_NWD.shape[-1], values_NWD.data_ptr())
+
+    def decode_rotated(self, stored_NWB: NDArray[np.uint8], bits: int, factors_WD: Tensor, values_NWD: Tensor) -> None:
+        """Rows of :class:`~draftline.cache.codecs.RotatedFormat` into fp32, which lies together; on this thread alone.
+
+        Args:
+            stored_NWB: Encoded rows.
+            bits: Of a code, 4 or 8.
+            factors_WD: fp32 signs times channel scales, of each of the W vectors or one for all.
+            values_NWD: Is overwritten.
+        """
+        rows, factors, width = np.ascontiguousarray(stored_NWB), factors_WD.contiguous(), values_NWD.shape[-1]
+        self._library.decode_rotated(
+            *(rows.ctypes.data, math.prod(rows.shape[:-1]), rows.shape[-1], width, bits),
+            *(factors.data_ptr(), factors.numel() // width, values_NWD.data_ptr()),
+        )
 
 
 @functools.cache
