@@ -39,7 +39,7 @@ from draftline.engine.verification import Deciding, Verdict, verify_step
 from draftline.errors import TargetError
 from draftline.scheduling.costs import CostTable
 from draftline.scheduling.policies import LengthPolicy, OffPolicy
-from draftline.scheduling.scheduler import Scheduler, Segments, StepShape
+from draftline.scheduling.scheduler import Scheduler, Segments, StepShape, compile_loops
 from draftline.target.batch import Chunk, StepBatch, build_batch
 from draftline.target.lean import TargetOutput
 from draftline.target.load import Target
@@ -106,6 +106,7 @@ class Engine:
         self._target = target
         self._model = target.model
         self._limits = limits
+        compile_loops()
         self._scheduler = Scheduler(policy or OffPolicy(), limits.num_slots, 1, costs)
         self.calibration = calibration
         self.traces: list[StepTrace] | None = [] if keep_traces else None

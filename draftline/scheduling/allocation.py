@@ -1,4 +1,4 @@
-"""The scheduler's arithmetic as pure functions of survivals and costs; numpy only.
+"""The scheduler's arithmetic as pure functions of survivals and costs; without torch.
 
 Throughput of a step is Theta(K) = (R + G(K)) / C(K): R tokens that the target
 gives anyway, G(K) expected accepted drafts of the K likeliest, C(K) the step's
@@ -17,6 +17,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from draftline.scheduling.compiled import compiled
+
 Array = NDArray[np.float64]
 Survival = NDArray[np.floating]
 Lengths = NDArray[np.int64]
@@ -30,17 +32,10 @@ def gain_curve(survival_HB: Survival, pooled: int = 1) -> Array:
         pooled: Past blocks that stand for each request: the curve is that of
             ``H / pooled`` requests whose survivals are distributed alike.
     """
+    # numpy sorts faster than any loop here would.
     rising = survival_HB.flatten()
     rising.sort()
-    first = int(rising.searchsorted(rising.dtype.type(0), side="right"))
-    # Converted before they are added up: numpy's sum of one type in another takes twice as long.
-    falling = rising[first:][::-1].astype(np.float64)
-    if pooled > 1:
-        # A curve of whole slots: every pooled-th point is one slot of the step.
-        return np.concatenate(([0.0], falling.cumsum()[pooled - 1 :: pooled] / pooled))
-    curve = np.zeros(len(falling) + 1)
-    falling.cumsum(out=curve[1:])
-    return curve
+    return _sums_from_the_end(rising, pooled)
 
 
 def best_budget(gain_K: Array, cost_K: Array, num_requests: int) -> int:
@@ -54,7 +49,7 @@ def best_budget(gain_K: Array, cost_K: Array, num_requests: int) -> int:
         cost_K: Milliseconds of the step with K draft tokens, drafting included; at least as long.
         num_requests: R, tokens that come without drafts.
     """
-    return int(np.argmax((num_requests + gain_K) / cost_K[: len(gain_K)]))
+    return _best(gain_K, cost_K, num_requests)
 
 
 def first_stop(gain_K: Array, cost_K: Array, num_requests: int) -> int:
@@ -63,9 +58,7 @@ def first_stop(gain_K: Array, cost_K: Array, num_requests: int) -> int:
     The stop looks at admitted slots and the next one alone, so it may use this
     step's survivals. Arguments as of :func:`best_budget`.
     """
-    throughput = (num_requests + gain_K) / cost_K[: len(gain_K)]
-    does_not_raise = throughput[1:] <= throughput[:-1]
-    return int(does_not_raise.argmax()) if does_not_raise.any() else len(gain_K) - 1
+    return _first_stop(gain_K, cost_K, num_requests)
 
 
 def allocate(survival_RB: Survival, budget: int, *, floor: float = 0.0, first_request: int = 0) -> Lengths:
@@ -84,30 +77,84 @@ def allocate(survival_RB: Survival, budget: int, *, floor: float = 0.0, first_re
     """
     if budget <= 0 or survival_RB.size == 0:
         return np.zeros(len(survival_RB), dtype=np.int64)
-    candidates = survival_RB > 0 if floor <= 0 else survival_RB >= floor
-    if budget >= np.count_nonzero(candidates):
-        return _by_request(candidates)
+    lengths, candidates = _candidates(survival_RB, floor)
+    if len(candidates) <= budget:
+        return lengths
     # The budget-th highest survival: all above it are in, of those equal to it the first.
-    least = np.partition(survival_RB, survival_RB.size - budget, axis=None)[survival_RB.size - budget]
-    above_RB = survival_RB > least
-    lengths = _by_request(above_RB)
-    left = budget - int(np.count_nonzero(above_RB))
-    ties_RB = survival_RB == least
-    if left >= np.count_nonzero(ties_RB):
-        return lengths + _by_request(ties_RB)
-    counts_B = np.cumsum(ties_RB.sum(axis=0))
-    whole = int(np.searchsorted(counts_B, left, side="right"))
-    lengths += _by_request(ties_RB[:, :whole])
-    left -= int(counts_B[whole - 1]) if whole else 0
-    tied = np.flatnonzero(ties_RB[:, whole])
-    tied = np.roll(tied, -int(np.searchsorted(tied, first_request % len(survival_RB))))
-    lengths[tied[:left]] += 1
-    return lengths
+    candidates.partition(len(candidates) - budget)
+    return _lengths_above(survival_RB, candidates[-budget], budget, first_request)
 
 
-def _by_request(slots_RB: NDArray[np.bool_]) -> Lengths:
-    # A product with ones: numpy sums rows of a few elements at half the pace.
-    lengths: Lengths = (slots_RB.view(np.uint8) @ np.ones(slots_RB.shape[1], dtype=np.uint8)).astype(np.int64)
+@compiled
+def _sums_from_the_end(rising: Survival, pooled: int) -> Array:
+    """Sums of the 0, 1, ... highest; with ``pooled`` every so many are one slot."""
+    first = 0
+    while first < len(rising) and rising[first] <= 0:
+        first += 1
+    count = (len(rising) - first) // pooled
+    sums, total = np.zeros(count + 1), 0.0
+    for k in range(count * pooled):
+        total += rising[len(rising) - 1 - k]
+        if (k + 1) % pooled == 0:
+            sums[(k + 1) // pooled] = total / pooled
+    return sums
+
+
+@compiled
+def _best(gain_K: Array, cost_K: Array, num_requests: int) -> int:
+    """The first K of the highest throughput."""
+    best, highest = 0, num_requests / cost_K[0]
+    for k in range(1, len(gain_K)):
+        throughput = (num_requests + gain_K[k]) / cost_K[k]
+        if throughput > highest:
+            best, highest = k, throughput
+    return best
+
+
+@compiled
+def _first_stop(gain_K: Array, cost_K: Array, num_requests: int) -> int:
+    """The last K before one that does not raise throughput."""
+    reached = num_requests / cost_K[0]
+    for k in range(1, len(gain_K)):
+        throughput = (num_requests + gain_K[k]) / cost_K[k]
+        if throughput <= reached:
+            return k - 1
+        reached = throughput
+    return len(gain_K) - 1
+
+
+@compiled
+def _candidates(survival_RB: Survival, floor: float) -> tuple[Lengths, Survival]:
+    """How many slots of each request may be given, and their survivals."""
+    lengths = np.zeros(len(survival_RB), dtype=np.int64)
+    found, count = np.empty(survival_RB.size, dtype=survival_RB.dtype), 0
+    for r in range(len(survival_RB)):
+        for survival in survival_RB[r]:
+            if survival > 0 and survival >= floor:
+                lengths[r] += 1
+                found[count] = survival
+                count += 1
+    return lengths, found[:count]
+
+
+@compiled
+def _lengths_above(survival_RB: Survival, least: float, budget: int, first_request: int) -> Lengths:
+    """All slots above ``least``, then those equal to it: by position, then by request, as far as the budget goes."""
+    requests, size = survival_RB.shape
+    lengths, left = np.zeros(requests, dtype=np.int64), budget
+    for r in range(requests):
+        for k in range(size):
+            if survival_RB[r, k] > least:
+                lengths[r] += 1
+                left -= 1
+    for k in range(size):
+        for turn in range(requests):
+            if left == 0:
+                return lengths
+            r = (first_request + turn) % requests
+            if survival_RB[r, k] == least:
+                lengths[r] += 1
+                left -= 1
     return lengths
 
 
@@ -125,5 +172,13 @@ def price_floor(budget: int, throughput: float, cost_K: Array) -> float:
     """
     if budget <= 0:
         return 0.0
-    saved = (cost_K[budget] - cost_K[:budget]) / np.arange(budget, 0, -1)
-    return max(0.0, float(throughput * saved.min()))
+    return max(0.0, throughput * _least_saving(budget, cost_K))
+
+
+@compiled
+def _least_saving(budget: int, cost_K: Array) -> float:
+    """Milliseconds a slot that giving up the last few slots of a budget saves at least."""
+    least = np.inf
+    for k in range(budget):
+        least = min(least, (cost_K[budget] - cost_K[k]) / (budget - k))
+    return least

@@ -1,4 +1,4 @@
-"""What past steps say about drafts to come: how often they survive, and whose; numpy only.
+"""What past steps say about drafts to come: how often they survive, and whose; without torch.
 
 Everything here looks at finished steps, so nothing that is decided with it
 depends on the drafts it is decided about.
@@ -15,10 +15,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from draftline.scheduling.loops import (
+    PRICE_STEP,
+    correct,
+    count_accepted,
+    exceed,
+    expect,
+    keep_blocks,
+    recent_blocks,
+    refresh_factors,
+)
+
 Array = NDArray[np.float64]
 Survival = NDArray[np.float32]
 """Single precision sorts twice as fast, and no confidence is known to seven digits."""
 Rows = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 DEFAULT_CONFIDENCE = 0.7
 """Of a draft of which nothing is known: about what chain drafters reach at temperature 1."""
@@ -27,20 +39,12 @@ HISTORY_BLOCKS = 8
 _PRIOR_TRIALS = 8.0
 _KEPT_PER_STEP = 0.98
 _KEPT_PER_BLOCK = 1 - 1 / 24
-_CHANCE = 0.5
-_REQUEST_PRIOR_TRIALS = 1.0
 _COMMON_PRIOR_TRIALS = 20.0
-_FAIR_WEIGHT = 0.03
-_REQUEST_MEAN_WEIGHT = 0.2
-_HIGHEST_CORRECTION = 2.0
 _MOST_COUNTED = 32
 _COMMON_BLOCKS = 64
 _WEIGHT_BY_AGE = (0.5 + 0.5 * 0.97 ** np.maximum(0, np.arange(200) - 3)).astype(np.float32)
 _FRACTIONS = ((np.arange(16) * 5 % 16 + 0.5) / 16).astype(np.float32)
-_NUM_PRICES = 8
-_PRICE_STEP = 1 / _NUM_PRICES
-_PRICES = (np.arange(_NUM_PRICES) * _PRICE_STEP).astype(np.float32)
-_TINY = np.float32(1e-30)
+_NUM_PRICES = round(1 / PRICE_STEP)
 
 
 class AcceptanceEstimate:
@@ -63,21 +67,18 @@ class AcceptanceEstimate:
         self._hits_B = np.zeros(block_size)
         self._trials_B = np.zeros(block_size)
         self._mean_B: Array = np.cumprod(self._prior_B).astype(np.float64)
-        self._accepted_N = np.zeros(num_rows)
-        self._predicted_N = np.zeros(num_rows)
-        self._variance_N = np.zeros(num_rows)
+        self._counts_N3 = np.zeros((num_rows, 3))
         self._accepted = 0.0
         self._predicted = 0.0
-        self._ones_B = np.ones(block_size, dtype=np.float32)
         self._factors_NB = np.ones((num_rows, block_size), dtype=np.float32)
         self._history_NWB = np.zeros((num_rows, HISTORY_BLOCKS, block_size), dtype=np.float32)
         self._means_NB = np.zeros((num_rows, block_size), dtype=np.float32)
         self._surplus_NK = np.zeros((num_rows, _NUM_PRICES), dtype=np.float32)
-        self._mean_surplus_K = self._surplus_of(self._mean_B[None].astype(np.float32))[0]
+        self._mean_surplus_K = _surplus_of(self._mean_B)
         self._common_CB = np.tile(self._mean_B.astype(np.float32), (_COMMON_BLOCKS, 1))
         self.num_blocks = 0
         self._next_N = np.zeros(num_rows, dtype=np.int64)
-        self._pending: list[tuple[Rows, Survival, Rows]] = []
+        self._pending: list[tuple[Rows, Survival, Flags]] = []
         self._last_N = np.zeros(num_rows, dtype=np.int64)
         self._admitted_N = np.zeros(num_rows, dtype=np.int64)
         self._step = 0
@@ -88,7 +89,7 @@ class AcceptanceEstimate:
         if not self._step:
             self._mean_B = np.cumprod(self._prior_B).astype(np.float64)
             self._common_CB[:] = self._mean_B
-            self._mean_surplus_K = self._surplus_of(self._mean_B[None].astype(np.float32))[0]
+            self._mean_surplus_K = _surplus_of(self._mean_B)
 
     # -- what is expected ---------------------------------------------------------------------------------------
 
@@ -111,45 +112,25 @@ class AcceptanceEstimate:
         factors: Survival = self._factors_NB[rows_M, 0]
         return factors
 
-    def corrected(self, rows_M: Rows, survival: Survival) -> Survival:
-        """Survivals ``[M, ..., B]`` as past steps of each request correct them; at most 1, still not rising."""
-        factors = self._factors_NB.take(rows_M, axis=0)
-        if survival.ndim == 3:
-            factors = factors[:, None]
-        corrected: Survival = np.minimum(survival * factors, np.float32(1))
-        return corrected
-
-    def _refresh(self, rows: Rows) -> None:
-        """Factors of rows: below 1 a power by position, above 1 the same for all, so that survival does not rise.
-
-        A deviation within half its standard error is taken for chance: powers
-        of noise would lower what is expected of everybody.
-        """
-        common = self.common_correction
-        expected = common * self._predicted_N[rows]
-        excess = self._accepted_N[rows] - expected
-        chance = _CHANCE * np.sqrt(self._variance_N[rows])
-        excess = np.sign(excess) * np.maximum(np.abs(excess) - chance, 0)
-        found = common * (1 + excess / (_REQUEST_PRIOR_TRIALS + expected))
-        first = np.minimum(found, _HIGHEST_CORRECTION).astype(np.float32)
-        lower = np.minimum(first, np.float32(1))
-        factors_BM = np.empty((self.block_size, len(rows)), dtype=np.float32)
-        factors_BM[0] = first
-        for k in range(1, self.block_size):
-            np.multiply(factors_BM[k - 1], lower, out=factors_BM[k])
-        self._factors_NB[rows] = factors_BM.T
+    def corrected(self, rows_M: Rows, survival_MB: Survival) -> Survival:
+        """Survivals ``[M, B]`` as past steps of each request correct them; at most 1, still not rising."""
+        return correct(survival_MB, rows_M, self._factors_NB)
 
     def outlook(self, rows_M: Rows) -> Outlook:
         """What is expected of the next blocks of some requests; nothing in it is younger than two steps."""
-        surplus_MK, means_MB = self._surplus_NK.take(rows_M, axis=0), self._means_NB.take(rows_M, axis=0)
-        own_M = self._weight_of_own(rows_M)
-        if own_M.min() < 1:
-            surplus_MK = self._mean_surplus_K + own_M[:, None] * (surplus_MK - self._mean_surplus_K)
-            mean_B = self._mean_B.astype(np.float32)
-            means_MB = mean_B + own_M[:, None] * (means_MB - mean_B)
-        # Blocks were noted as they were corrected then; what has been learned since moves all of them.
-        now_M = self.corrected(rows_M, means_MB) @ self._ones_B
-        return Outlook(self, rows_M, own_M, surplus_MK, now_M / (surplus_MK[:, 0] + _TINY))
+        own_M, surplus_MK, change_M = expect(
+            rows_M,
+            self._step,
+            _WEIGHT_BY_AGE,
+            self._next_N,
+            self._last_N,
+            self._factors_NB,
+            self._means_NB,
+            self._surplus_NK,
+            self._mean_B,
+            self._mean_surplus_K,
+        )
+        return Outlook(self, rows_M, own_M, surplus_MK, change_M)
 
     def recent_blocks(self, rows_M: Rows, own_M: Survival, num_blocks: int) -> Survival:
         """See :meth:`Outlook.history`.
@@ -159,30 +140,26 @@ class AcceptanceEstimate:
             own_M: How much the past of each says of its future.
             num_blocks: Of each.
         """
-        places_MW = (self._next_N.take(rows_M)[:, None] - 1 - np.arange(num_blocks)) % HISTORY_BLOCKS
-        blocks_CB = self._history_NWB.reshape(-1, self.block_size)
-        history_MWB = blocks_CB.take(rows_M[:, None] * HISTORY_BLOCKS + places_MW, axis=0)
-        # Of those that have not drafted for long, the share of requests that the weight of their own past says.
-        is_other_M = own_M < _FRACTIONS[(np.arange(len(rows_M)) + self._step) % len(_FRACTIONS)]
-        if is_other_M.any():
-            some = np.arange(int(is_other_M.sum()) * num_blocks) % max(1, min(self.num_blocks, _COMMON_BLOCKS))
-            history_MWB[is_other_M] = self._common_CB[some].reshape(-1, num_blocks, self.block_size)
-        return self.corrected(rows_M, history_MWB)
-
-    def _weight_of_own(self, rows_M: Rows) -> Survival:
-        """How much a request's own blocks say of its next: texts change, and drafting stops where it went badly."""
-        ages_M = np.minimum(self._step - self._last_N[rows_M], len(_WEIGHT_BY_AGE) - 1)
-        weights: Survival = _WEIGHT_BY_AGE[ages_M]
-        weights[self._next_N[rows_M] == 0] = 0
-        return weights
+        return recent_blocks(
+            rows_M,
+            own_M,
+            num_blocks,
+            self._step,
+            _FRACTIONS,
+            self._next_N,
+            self._factors_NB,
+            self._history_NWB,
+            self._common_CB,
+            min(self.num_blocks, _COMMON_BLOCKS),
+        )
 
     # -- what happened ------------------------------------------------------------------------------------------
 
     def admit(self, row: int) -> None:
         """A new request takes a row; nothing of the one before is kept."""
         self._next_N[row] = 0
-        self._accepted_N[row] = self._predicted_N[row] = self._variance_N[row] = 0.0
-        self._refresh(np.array([row]))
+        self._counts_N3[row] = 0.0
+        refresh_factors(np.array([row]), self.common_correction, self._counts_N3, self._factors_NB)
         self._admitted_N[row] = self._step
 
     def note_drafted(self, rows_M: Rows, survival_MB: Survival, fair_M: NDArray[np.bool_] | None = None) -> None:
@@ -193,7 +170,8 @@ class AcceptanceEstimate:
             survival_MB: Uncorrected.
             fair_M: Those that were not chosen for how well their drafts do: others are no guide to all requests.
         """
-        self._pending.append((rows_M, survival_MB, rows_M if fair_M is None else rows_M[fair_M]))
+        is_fair_M = np.ones(len(rows_M), dtype=np.bool_) if fair_M is None else fair_M
+        self._pending.append((rows_M, survival_MB, is_fair_M))
 
     def note_verified(
         self, rows_M: Rows, predicted_MB: Survival, lengths_M: Rows, accepted_M: Rows, *, is_estimate: bool
@@ -208,68 +186,40 @@ class AcceptanceEstimate:
             is_estimate: The predictions are :attr:`survival_B`, which learns by
                 itself: no common correction on top.
         """
-        # The last position tried is the first rejected one, or the last verified.
-        tried_M = np.minimum(lengths_M, accepted_M + 1)
-        confidence_MB = predicted_MB.copy()
-        confidence_MB[:, 1:] /= predicted_MB[:, :-1] + _TINY
-        confidence_MB *= np.arange(self.block_size) < tried_M[:, None]
-        predicted_M = confidence_MB @ self._ones_B
-        variance_M = predicted_M - (confidence_MB * confidence_MB) @ self._ones_B
-        kept_M = np.where(tried_M > 0, _KEPT_PER_BLOCK, 1.0)
-        self._accepted_N[rows_M] = kept_M * self._accepted_N[rows_M] + accepted_M
-        self._predicted_N[rows_M] = kept_M * self._predicted_N[rows_M] + predicted_M
-        self._variance_N[rows_M] = kept_M * self._variance_N[rows_M] + variance_M
+        hits_B, trials_B = np.empty((2, self.block_size), dtype=np.int64)
+        accepted, predicted = count_accepted(
+            rows_M, predicted_MB, lengths_M, accepted_M, _KEPT_PER_BLOCK, self._counts_N3, hits_B, trials_B
+        )
         if is_estimate:
-            self._hits_B = _KEPT_PER_STEP * self._hits_B + _num_above(accepted_M, self.block_size)
-            self._trials_B = _KEPT_PER_STEP * self._trials_B + _num_above(tried_M, self.block_size)
+            self._hits_B = _KEPT_PER_STEP * self._hits_B + hits_B
+            self._trials_B = _KEPT_PER_STEP * self._trials_B + trials_B
         else:
-            self._accepted = _KEPT_PER_STEP * self._accepted + float(accepted_M.sum())
-            self._predicted = _KEPT_PER_STEP * self._predicted + float(predicted_M.sum())
-        self._refresh(rows_M)
+            self._accepted = _KEPT_PER_STEP * self._accepted + accepted
+            self._predicted = _KEPT_PER_STEP * self._predicted + predicted
+        refresh_factors(rows_M, self.common_correction, self._counts_N3, self._factors_NB)
 
     def end_step(self) -> None:
         """The step is over; blocks of the step before it become history."""
         self._step += 1
         while len(self._pending) > 1:
-            rows, survival, fair = self._pending.pop(0)
-            # A row that changed hands since belongs to a request that never drafted this block.
-            stays = self._admitted_N[rows] < self._step - 1
-            if not stays.all():
-                rows, survival = rows[stays], survival[stays]
-            if len(rows):
-                self._keep(
-                    rows, survival, np.isin(rows, fair) if len(fair) < len(rows) else np.ones(len(rows), np.bool_)
-                )
-
-    def _keep(self, rows: Rows, survival: Survival, is_fair: NDArray[np.bool_]) -> None:
-        places = self._next_N[rows]
-        self._history_NWB[rows, places % HISTORY_BLOCKS] = survival
-        self._next_N[rows] = places + 1
-        surplus_MK = self._surplus_of(self.corrected(rows, survival))
-        means, surplus = self._means_NB[rows], self._surplus_NK[rows]
-        is_new = places == 0
-        if is_new.any():
-            means[is_new], surplus[is_new] = self._mean_B, self._mean_surplus_K
-        self._means_NB[rows] = means + _REQUEST_MEAN_WEIGHT * (survival - means)
-        self._surplus_NK[rows] = surplus + _REQUEST_MEAN_WEIGHT * (surplus_MK - surplus)
-        self._last_N[rows] = self._step
-        stride = -(-len(rows) // _MOST_COUNTED)
-        counted = np.flatnonzero(is_fair)[::stride]
-        if not len(counted):
-            return
-        some, surplus_CK = survival[counted], surplus_MK[counted]
-        weight = 1 - (1 - _FAIR_WEIGHT) ** len(some)
-        self._mean_B = self._mean_B + weight * (some.mean(axis=0) - self._mean_B)
-        self._mean_surplus_K += weight * (surplus_CK.mean(axis=0) - self._mean_surplus_K)
-        self._common_CB[(self.num_blocks + np.arange(len(some))) % _COMMON_BLOCKS] = some
-        self.num_blocks += len(some)
-
-    def _surplus_of(self, survival_MB: Survival) -> Survival:
-        """At prices of 0, 1/8, ..., 7/8, ``[M, K]``; at 1 there is none."""
-        above_KMB: Survival = survival_MB - _PRICES[:, None, None]
-        np.maximum(above_KMB, 0, out=above_KMB)
-        surplus_KM: Survival = above_KMB.reshape(-1, self.block_size) @ self._ones_B
-        return surplus_KM.reshape(_NUM_PRICES, len(survival_MB)).T
+            rows_M, survival_MB, is_fair_M = self._pending.pop(0)
+            self.num_blocks = keep_blocks(
+                rows_M,
+                survival_MB,
+                is_fair_M,
+                self._step,
+                self._admitted_N,
+                self._next_N,
+                self._last_N,
+                self._factors_NB,
+                self._history_NWB,
+                self._means_NB,
+                self._surplus_NK,
+                self._mean_B,
+                self._mean_surplus_K,
+                self._common_CB,
+                self.num_blocks,
+            )
 
 
 @dataclass(frozen=True)
@@ -290,21 +240,14 @@ class Outlook:
     surplus_MK: Survival
     change_M: Survival
 
-    def surplus(self, price: float) -> Survival:
-        """By how much survivals of a block exceed a price, summed over those that do; a mean over blocks.
+    def exceed(self, price: float, least: float) -> Flags:
+        """Requests whose survivals exceed a price by more than ``least``, summed over those of a block that do.
 
         That is what a block brings beyond its verification if only the slots
-        that pay are verified. The surplus of mean survivals would be less: it
-        hides that good blocks can be picked out.
+        that pay are verified; a mean over blocks. The surplus of mean
+        survivals would be less: it hides that good blocks can be picked out.
         """
-        place = price / _PRICE_STEP
-        lower = int(place)
-        if lower >= _NUM_PRICES:
-            return np.zeros(len(self.rows_M), dtype=np.float32)
-        below_M = self.surplus_MK[:, lower]
-        above_M: Survival | float = self.surplus_MK[:, lower + 1] if lower + 1 < _NUM_PRICES else 0.0
-        surplus: Survival = below_M + np.float32(place - lower) * (above_M - below_M)
-        return surplus * self.change_M
+        return exceed(self.surplus_MK, self.change_M, price, least)
 
     def history(self, chosen_M: NDArray[np.bool_], num_blocks: int) -> Survival:
         """The latest blocks of some of the requests, corrected, ``[chosen, num_blocks, B]``.
@@ -315,11 +258,11 @@ class Outlook:
         return self.estimate.recent_blocks(self.rows_M[chosen_M], self.own_M[chosen_M], num_blocks)
 
 
-def _num_above(counts_M: Rows, block_size: int) -> Rows:
-    """How many counts are above k, for k = 0 to ``block_size - 1``."""
-    of_each = np.bincount(counts_M, minlength=block_size + 1)
-    above: Rows = len(counts_M) - np.cumsum(of_each[:block_size])
-    return above
+def _surplus_of(survival_B: Array) -> Array:
+    """By how much a block exceeds each price, summed over positions where it does."""
+    above_KB = survival_B - PRICE_STEP * np.arange(_NUM_PRICES)[:, None]
+    surplus_K: Array = np.maximum(above_KB, 0).sum(axis=1)
+    return surplus_K
 
 
 def _conditional(survival_B: Sequence[float] | None, block_size: int) -> Array:

@@ -1,4 +1,4 @@
-"""Which drafted tokens a step verifies: five rules over one view of the step; numpy only.
+"""Which drafted tokens a step verifies: five rules over one view of the step; without torch.
 
 A rule may use a position's confidence for that position and later ones of the
 same block, never for earlier ones: the confidence at k is computed from

@@ -1,4 +1,4 @@
-"""A step's decisions in order: who drafts, how much is verified, what was learned; numpy only.
+"""A step's decisions in order: who drafts, how much is verified, what was learned; without torch.
 
 The engine and the simulator run this same code. A step is
 
@@ -15,14 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from draftline.scheduling.allocation import best_budget, gain_curve, price_floor
+from draftline.scheduling.allocation import allocate, best_budget, gain_curve, price_floor
 from draftline.scheduling.costs import CostTable
 from draftline.scheduling.estimate import HISTORY_BLOCKS, AcceptanceEstimate, CalibrationError, Survival
-from draftline.scheduling.policies import LengthPolicy, StepView
+from draftline.scheduling.loops import falling_up_to
+from draftline.scheduling.policies import AsyncPolicy, LengthPolicy, StepView, SyncPolicy
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -200,8 +202,7 @@ class Scheduler:
         chosen_E, budget, throughput = np.zeros(len(rows_E), dtype=np.bool_), 0, plain
         outlook = self.estimate.outlook(rows_E)
         for _ in range(2):
-            surplus_E = outlook.surplus(throughput * slope)
-            worthy_E = surplus_E > throughput * draft_slope
+            worthy_E = outlook.exceed(throughput * slope, throughput * draft_slope)
             if (worthy_E == chosen_E).all():
                 break
             count = int(np.count_nonzero(worthy_E))
@@ -300,12 +301,7 @@ class Scheduler:
             return _NO_ROWS
         if survival_MB is None:
             survival_MB = np.broadcast_to(self.estimate.survival_B, (len(caps_M), self.block_size))
-        predicted_MB = survival_MB.astype(np.float32)
-        if (predicted_MB[:, 1:] > predicted_MB[:, :-1]).any():
-            # A fit of each position alone may let survival rise along a block; only predecessors are looked at.
-            predicted_MB = np.minimum.accumulate(predicted_MB, axis=1)
-        if caps_M.min() < self.block_size:
-            predicted_MB = predicted_MB * (np.arange(self.block_size) < caps_M[:, None])
+        predicted_MB = falling_up_to(np.ascontiguousarray(survival_MB, dtype=np.float64), caps_M)
         self._predicted_MB = predicted_MB
         view = StepView(
             predicted_MB,
@@ -361,3 +357,19 @@ class Scheduler:
         if expected > 0 and took.draft_ms > 0:
             scale.draft_ms += _SCALE_WEIGHT * (np.clip(took.draft_ms / expected, 0.2, 5.0) - scale.draft_ms)
         scale.other_ms += _SCALE_WEIGHT * (max(0.0, took.other_ms - costs.overhead_ms) - scale.other_ms)
+
+
+@cache
+def compile_loops() -> None:
+    """Compile what runs in every step, so that no request waits for it: seconds on a new machine, later a moment."""
+    costs = CostTable.from_points({(1, 1): 1.0, (1, 8): 1.1, (4, 4): 1.2, (4, 32): 2.0}, {1: 0.01, 4: 0.02})
+    survival_MB = np.cumprod(np.full((4, 2), 0.9), axis=1)
+    for policy in (AsyncPolicy(), SyncPolicy()):
+        scheduler = Scheduler(policy, 4, 2, costs)
+        rows = np.array([scheduler.admit() for _ in range(4)])
+        # From the third step on there is history, and a budget below all slots.
+        for _ in range(4):
+            plan = scheduler.plan(rows, StepShape(4))
+            lengths = scheduler.lengths(survival_MB[: len(plan.rows_M)], np.full(len(plan.rows_M), 2))
+            scheduler.observe(lengths, np.minimum(lengths, 1))
+    allocate(survival_MB.astype(np.float32), 1)
