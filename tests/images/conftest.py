@@ -4,4 +4,4 @@ from __future__ import annotations
 
 import os
 
-collect_ignore = [] if os.environ.get("DRAFTLINE_TEST_IMAGES") else ["test_build.py"]
+collect_ignore = [] if os.environ.get("DRAFTLINE_TEST_IMAGES") else ["test_build.py", "test_serve_build.py"]

@@ -1,81 +1,24 @@
-"""The image ``cpu``, built by a real builder: what is in it, and a pipeline's step run in it.
-
-``make test-images`` runs this. ``BASE`` and the other settings of `make images` are taken from the environment;
-``DRAFTLINE_TEST_IMAGE`` names an image that is there already. Needs buildah and root, and chroot from coreutils: the
-user of the image gets a root file system that is mounted read-only, and a /tmp.
-"""
+"""The image ``cpu``: what is in it, and a pipeline's step run in it. ``make test-images`` runs this; see ``built``."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.images.built import Image, built_image
 from tests.images.dockerfile import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-_SHELL = """
-set -eu
-mount --rbind "$1" "$2"; mount -o remount,bind,ro "$2"
-mount -t tmpfs -o mode=1777,size=1g tmp "$2/tmp"
-mount --bind "$3" "$2/mnt"
-mount -t proc proc "$2/proc"; mount --rbind /dev "$2/dev"
-shift 3
-exec chroot --userspec=10001:10001 "$ROOTFS" env -i $IMAGE_ENV "$@"
-"""
-
-
-class Image:
-    """An image's file system and its variables."""
-
-    def __init__(self, folder: Path, variables: list[str], mount_point: Path, shared: Path) -> None:
-        self._folder, self._variables, self._mount_point, self.shared = folder, variables, mount_point, shared
-
-    def run(self, *command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        """Run a command as the image's user, on a read-only root with a fresh /tmp, and ``shared`` at /mnt."""
-        arguments = ["unshare", "--mount", "--pid", "--fork", "bash", "-c", _SHELL, "image"]
-        return subprocess.run(
-            [*arguments, str(self._folder), str(self._mount_point), str(self.shared), *command],
-            env={**os.environ, "ROOTFS": str(self._mount_point), "IMAGE_ENV": " ".join(self._variables)},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-
-
-def _output(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
-    name = os.environ.get("DRAFTLINE_TEST_IMAGE", "")
-    if not name:
-        environment = {**os.environ, "BUILDER": "buildah", "REGISTRY": "localhost"}
-        subprocess.run([ROOT / ".ci" / "images.sh", "cpu"], check=True, env=environment)
-        name = "localhost/draftline-python:0.1.0"
-    config = json.loads(_output("buildah", "inspect", "--type", "image", name))["OCIv1"]["config"]
-    assert config["User"] == "10001:10001"
-    container = _output("buildah", "from", "--pull-never", name)
-    try:
-        shared = tmp_path_factory.mktemp("shared")
-        # pytest's folders are closed to other users.
-        for folder in (shared, *shared.parents):
-            if folder.owner() == shared.owner() and folder != Path("/"):
-                folder.chmod(folder.stat().st_mode | 0o055)
-        shared.chmod(0o777)
-        yield Image(
-            Path(_output("buildah", "mount", container)), config["Env"], tmp_path_factory.mktemp("root"), shared
-        )
-    finally:
-        subprocess.run(["buildah", "rm", container], check=True, capture_output=True)
+    with built_image("cpu", tmp_path_factory) as found:
+        yield found
 
 
 def test_the_user_is_not_root_and_can_write_tmp_alone(image: Image) -> None:

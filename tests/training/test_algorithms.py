@@ -15,6 +15,7 @@ from draftline.engine.requests import EngineRequest, SamplingParams
 from draftline.spec import RunSpec, derive
 from draftline.spec.algorithms import ALGORITHM_OVERRIDES, REFERENCE_LOSS
 from draftline.target.load import Target
+from draftline.training.eagle3_objective import Eagle3Objective
 from draftline.training.loop import DraftTrainer, TrainingInputs
 from tests.engine.runs import Answer, answer, greedy, make_engine
 from tests.training.cases import (
@@ -92,6 +93,24 @@ def test_a_short_training_is_accepted_on_unseen_questions_and_changes_no_token(
     again = make_engine(loaded_target, draft)
     first, second = (answer(again, [requests[0]])["r0"] for _ in range(2))
     assert first.stats == second.stats
+
+
+def test_eagle3_learns_with_weights_by_confidence(loaded_target: Target, tmp_path: Path) -> None:
+    """D-PACE: a chain is a block, and sums are divided by chains."""
+    spec = spec_of("eagle3", **{"train.steps": 30, "train.loss.position_weights": "dpace"})
+    inputs = make_inputs(loaded_target, tmp_path, grammar_splits(loaded_target), spec)
+    objective, source = Eagle3Objective(spec, loaded_target, inputs.counts), inputs.source("train")
+    assert source is not None
+    objective.initialise(source)
+    batch = objective.build_batch([source.at(0), source.at(1)], [0, 1])
+    chains = batch.valid_N // spec.draft.ttt_length
+    assert 1 < len(chains.unique()) < len(chains)
+    assert float(objective.terms(batch).sums.scalar("weight")) == len(chains.unique())
+    _, history = trained(inputs, loaded_target)
+    for record in history:
+        parts = spec.train.loss.ce * record["ce"] + spec.train.loss.tv * record["tv"]
+        assert record["loss"] == pytest.approx(parts + spec.train.loss.kl * record.get("kl", 0.0))
+    assert history[-1]["validation_loss"] < history[0]["validation_loss"]
 
 
 @pytest.mark.parametrize("step", [1, 3])
