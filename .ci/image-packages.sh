@@ -28,8 +28,10 @@ pip_install() { "$TOOLS/bin/pip" --python "$PREFIX/bin/python" install -q --no-c
 # commit they are built for.
 settle() {
     find "$1" -name __pycache__ -type d -prune -exec rm -rf {} +
-    PYTHONHASHSEED=0 "$PREFIX/bin/python" -m compileall -qq -j 0 -s "${2:-}" --invalidation-mode unchecked-hash \
-        "$1"/lib/python3*/site-packages || true # packages ship templates and Python 2 that do not compile
+    # The compiler itself may write none on the side: what a .pth file imports would keep a time, and be passed over.
+    # Packages ship templates and Python 2, which do not compile.
+    PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0 "$PREFIX/bin/python" -m compileall -qq -j 0 -s "${2:-}" \
+        --invalidation-mode unchecked-hash "$1"/lib/python3*/site-packages || true
     find "$1" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 }
 

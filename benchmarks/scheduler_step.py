@@ -3,8 +3,8 @@
 Usage: ``python -m benchmarks.scheduler_step [--requests 256] [--block 7]``
 
 Deciding is what a step waits for: who drafts, the budget, the slots. Learning from what was accepted comes after it.
-The aim is at most 200 microseconds for both, for 256 requests with blocks of 7. The heap does less: it gives out the slots of
-Algorithm 1 and nothing else.
+The aim is at most 200 microseconds for both, for 256 requests with blocks of 7. The heap does less: it gives out the
+slots of Algorithm 1 and nothing else.
 """
 
 from __future__ import annotations
