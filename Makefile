@@ -87,7 +87,7 @@ compile: $(STAMP) ## Write pipeline.yaml for Kubeflow Pipelines
 images: ## Build the container images with docker, podman or buildah (docs/images.md)
 	@.ci/images.sh $(TARGETS)
 
-test-images: $(STAMP) ## Build an image from $BASE and run the steps in it (minutes; needs a builder and root or rootless rights)
+test-images: $(STAMP) ## Build cpu and serve from $BASE, run a step and an endpoint in them (minutes; needs a builder and root)
 	DRAFTLINE_TEST_IMAGES=1 $(BIN)/python -m pytest tests/images --timeout 3600 $(ARGS)
 
 lock: ## Renew constraints.txt: the newest versions that pyproject.toml allows

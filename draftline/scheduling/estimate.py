@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftline.scheduling.loops import (
+    MOST_COUNTED,
     PRICE_STEP,
     correct,
     count_accepted,
@@ -40,7 +41,6 @@ _PRIOR_TRIALS = 8.0
 _KEPT_PER_STEP = 0.98
 _KEPT_PER_BLOCK = 1 - 1 / 24
 _COMMON_PRIOR_TRIALS = 20.0
-_MOST_COUNTED = 32
 _COMMON_BLOCKS = 64
 _WEIGHT_BY_AGE = (0.5 + 0.5 * 0.97 ** np.maximum(0, np.arange(200) - 3)).astype(np.float32)
 _FRACTIONS = ((np.arange(16) * 5 % 16 + 0.5) / 16).astype(np.float32)
@@ -297,7 +297,7 @@ class CalibrationError:
     def note(self, predicted_MB: Survival, lengths_M: Rows, accepted_M: Rows) -> None:
         """Count a step's verified positions; of large steps every so many, which is enough for a running figure."""
         self._turn += 1
-        if self._turn % -(-max(1, len(lengths_M)) // _MOST_COUNTED):
+        if self._turn % -(-max(1, len(lengths_M)) // MOST_COUNTED):
             return
         position_B = np.arange(predicted_MB.shape[1])
         is_verified = position_B < lengths_M[:, None]

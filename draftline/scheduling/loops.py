@@ -22,12 +22,13 @@ Flags = NDArray[np.bool_]
 PRICE_STEP = 1 / 8
 """Prices are 0, 1/8, ..., 7/8."""
 HIGHEST_CORRECTION = 2.0
+MOST_COUNTED = 32
+"""Of the requests of a step, where more would tell little more."""
 
 _CHANCE = 0.5
 _REQUEST_PRIOR_TRIALS = 1.0
 _FAIR_WEIGHT = 0.03
 _REQUEST_MEAN_WEIGHT = 0.2
-_MOST_COUNTED = 32
 _TINY = 1e-30
 
 
@@ -147,7 +148,7 @@ def keep_blocks(
     staying = 0
     for row in rows_M:
         staying += admitted_N[row] < step - 1
-    stride = max(1, -(-staying // _MOST_COUNTED))
+    stride = max(1, -(-staying // MOST_COUNTED))
     some_B, some_K, fair, counted = np.zeros(size), np.zeros(prices), 0, 0
     surplus_K = np.empty(prices)
     for i in range(len(rows_M)):
