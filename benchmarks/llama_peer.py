@@ -13,10 +13,13 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -115,6 +118,56 @@ class LlamaPeer:
             raise SystemExit("llama.cpp's process ended; its messages are above")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+class LlamaServer:
+    """llama.cpp's own server (``llama-server``), continuous batching and prompt cache as it comes; a context manager.
+
+    Args:
+        program: Path of ``llama-server``; the source package of llama-cpp-python holds what builds it.
+        model: GGUF file.
+        context: Positions a sequence.
+        sequences: Decoded at once, at most.
+        threads: To compute with.
+    """
+
+    def __init__(self, program: str, model: Path, *, context: int, sequences: int, threads: int) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port: int = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        sizes = {"-c": context * sequences, "-np": sequences, "-t": threads, "--port": port}
+        options = [str(part) for pair in sizes.items() for part in pair]
+        self._process = subprocess.Popen(
+            [program, "-m", str(model), "--host", "127.0.0.1", *options],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def __enter__(self) -> LlamaServer:
+        deadline_s = time.monotonic() + 60
+        while not self._is_ready():
+            if self._process.poll() is not None or time.monotonic() > deadline_s:
+                self._end()
+                raise SystemExit("llama-server did not start; run it by hand with the same model to see why")
+            time.sleep(0.2)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    def _end(self) -> None:
+        self._process.terminate()
+        self._process.wait(timeout=30)
 
 
 def _torch() -> Any:

@@ -1,6 +1,7 @@
 """The endpoint under load: every scheduling policy at 1 to 64 users, and other ways of decoding beside it.
 
-Usage: ``python -m benchmarks.load --workspace .draftline/workspace [--llama-python PYTHON] [--output DIR]``
+Usage: ``python -m benchmarks.load --workspace .draftline/workspace [--llama-python PYTHON]
+[--llama-server PROGRAM] [--output DIR]``
 
 Takes the draft of a run of the recipe (``make demo``) from its workspace, serves it over HTTP in a process of its own,
 and keeps N users busy with held-out tickets and HumanEval problems, three to one. All policies are measured on the same
@@ -9,8 +10,9 @@ process, in turn, at each number of users; figures are medians over the rounds a
 - ``off`` is plain decoding, ``fixed 1`` a one-token drafter (the paper's MTP-1 baseline), ``fixed`` whole blocks.
 - Beside them, at one user: ``transformers`` generate, the same with prompt lookup, and llama.cpp on the same weights in
   bf16 (``--llama-python`` names an interpreter with llama-cpp-python; see benchmarks/llama_peer.py).
-- llama.cpp at N users is N sequences decoding in one batch, without HTTP and without prompts: more than a server of it
-  could reach.
+- llama.cpp's own server (``--llama-server`` names the program) under the same users and prompts, in turn with the
+  policies, up to 16 users.
+- llama.cpp decoding N sequences in one batch, without HTTP and without prompts: more than a server of it could reach.
 
 ``--quick`` is a short run that shows that everything works; its figures mean little.
 """
@@ -33,7 +35,7 @@ import httpx
 from rich.console import Console
 
 from benchmarks.load_client import Window, one_after_another, under_load
-from benchmarks.load_peers import PeerRates, Peers
+from benchmarks.load_peers import MAX_USERS, PeerRates, Peers
 from benchmarks.load_plots import write_plots
 from benchmarks.stations import TRAINING, run_stations
 from benchmarks.timing import with_allocator_settings
@@ -131,11 +133,13 @@ def main() -> None:
             "context": arguments.context,
             "threads": arguments.threads,
         }
-        with _server(request, Path(scratch)) as url:
-            run = _Run(url, spec, arguments)
+        contenders = Peers(
+            spec.target, Path(scratch), arguments.llama_python, arguments.llama_server, arguments.threads
+        )
+        with contenders as peers, _server(request, Path(scratch)) as url:
+            run = _Run(url, spec, arguments, peers.server_url)
             rounds = [run.round(number, mix) for number in range(arguments.rounds)]
-            with Peers(spec.target, Path(scratch), arguments.llama_python, arguments.threads) as peers:
-                rates = _beside_peers(run, peers, even_spread(tickets, arguments.peer_prompts))
+            rates = _beside_peers(run, peers, even_spread(tickets, arguments.peer_prompts))
     report = Report(summarise(rounds), rates, _about(spec, arguments))
     print(report.to_markdown())
     if arguments.output:
@@ -159,6 +163,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=1024, help="positions of a slot")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads of every engine")
     parser.add_argument("--llama-python", help="interpreter with llama-cpp-python; without it llama.cpp is left out")
+    parser.add_argument("--llama-server", help="llama.cpp's llama-server; without it the server is left out")
     parser.add_argument("--output", type=Path, help="folder for load.md, load.json and the plots")
     parser.add_argument("--quick", action="store_true", help="two loads, short windows, one round")
     arguments = parser.parse_args()
@@ -201,8 +206,10 @@ def _server(request: Mapping[str, object], scratch: Path) -> Iterator[str]:
 
 
 class _Run:
-    def __init__(self, url: str, spec: RunSpec, arguments: argparse.Namespace) -> None:
+    def __init__(self, url: str, spec: RunSpec, arguments: argparse.Namespace, peer_url: str | None) -> None:
         self.url, self.model = url, spec.serving.model_name
+        self.served: dict[int, list[float]] = {}
+        self._peer_url = peer_url
         self.max_tokens: int = arguments.max_tokens
         self._arguments = arguments
         self._console = Console(stderr=True)
@@ -219,18 +226,27 @@ class _Run:
             for policy in turned:
                 self.choose(policy)
                 # Every window asks the same prompts from the first on: prefixes are warm for all but the first.
-                window = under_load(
-                    self.url,
-                    self.model,
-                    prompts,
-                    users=users,
-                    seconds=self._arguments.seconds,
-                    max_tokens=self.max_tokens,
-                )
-                found[policy, users] = window
-                rate = window.totals["emitted"] / window.seconds
-                self._console.print(f"round {number + 1}, {users} users, {policy}: {rate:.1f} tokens/s", style="dim")
+                found[policy, users] = self._window(self.url, prompts, users)
+                self._say(number, users, policy, found[policy, users])
+            if self._peer_url is not None and users <= MAX_USERS:
+                window = self._window(self._peer_url, prompts, users)
+                self.served.setdefault(users, []).append(_rate(window))
+                self._say(number, users, "llama.cpp's server", window)
         return found
+
+    def _window(self, url: str, prompts: Sequence[Messages], users: int) -> Window:
+        return under_load(
+            url,
+            self.model,
+            prompts,
+            users=users,
+            seconds=self._arguments.seconds,
+            max_tokens=self.max_tokens,
+            has_totals=url == self.url,
+        )
+
+    def _say(self, number: int, users: int, name: str, window: Window) -> None:
+        self._console.print(f"round {number + 1}, {users} users, {name}: {_rate(window):.1f} tokens/s", style="dim")
 
 
 def _beside_peers(run: _Run, peers: Peers, prompts: Sequence[Messages]) -> PeerRates:
@@ -243,7 +259,8 @@ def _beside_peers(run: _Run, peers: Peers, prompts: Sequence[Messages]) -> PeerR
             rates.add(f"Draftline, {policy}", answer.tokens_per_s)
         if answer.num_tokens > 1:
             peers.measure(messages, answer.num_tokens, rates)
-    rates.batched = peers.batched([users for users in USERS if users <= 16])
+    rates.batched = peers.batched([users for users in USERS if users <= MAX_USERS])
+    rates.served = run.served
     return rates
 
 
@@ -336,6 +353,10 @@ def verdict(report: Report) -> str:
             lines.append(
                 f"- {OURS} over llama.cpp's batched decoding at {users}: {ours / rate:.2f}x ({rate:.0f} tokens/s)"
             )
+    for users, served in report.peers.served.items():
+        if OURS in by_load.get(users, {}):
+            ours, theirs = by_load[users][OURS].tokens_per_s, statistics.median(served)
+            lines.append(f"- {OURS} over llama.cpp's server at {users}: {ours / theirs:.2f}x ({theirs:.0f} tokens/s)")
     return "\n".join(lines)
 
 

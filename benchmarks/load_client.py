@@ -46,7 +46,7 @@ class Window:
 
     Attributes:
         seconds: Its length.
-        totals: What the engine added up in it, see ``benchmarks.load_server.Totals``.
+        totals: What the engine added up in it, see ``benchmarks.load_server.Totals``; of another server's, ``emitted``.
         answers: Requests that ended in it.
     """
 
@@ -56,7 +56,14 @@ class Window:
 
 
 def under_load(
-    base_url: str, model: str, prompts: Sequence[list[dict[str, str]]], *, users: int, seconds: float, max_tokens: int
+    base_url: str,
+    model: str,
+    prompts: Sequence[list[dict[str, str]]],
+    *,
+    users: int,
+    seconds: float,
+    max_tokens: int,
+    has_totals: bool = True,
 ) -> Window:
     """Keep ``users`` requests in flight and measure once every user has had its first token.
 
@@ -67,8 +74,10 @@ def under_load(
         users: Concurrent requests.
         seconds: Length of the window.
         max_tokens: Of each answer.
+        has_totals: Whether the server is ours. Of another one, pieces of text that arrived are counted as emitted
+            tokens: right where each token is sent in a piece of its own, as llama.cpp's server does.
     """
-    return asyncio.run(_under_load(base_url, model, prompts, users, seconds, max_tokens))
+    return asyncio.run(_under_load(base_url, model, prompts, users, seconds, max_tokens, has_totals))
 
 
 def one_after_another(
@@ -78,32 +87,48 @@ def one_after_another(
 
     async def ask_all() -> list[Answer]:
         async with httpx.AsyncClient(base_url=base_url, timeout=600.0) as client:
-            return [await _ask(client, model, messages, max_tokens, asyncio.Event()) for messages in prompts]
+            return [
+                await _ask(client, model, messages, max_tokens, asyncio.Event(), itertools.count())
+                for messages in prompts
+            ]
 
     return asyncio.run(ask_all())
 
 
 async def _under_load(
-    base_url: str, model: str, prompts: Sequence[list[dict[str, str]]], users: int, seconds: float, max_tokens: int
+    base_url: str,
+    model: str,
+    prompts: Sequence[list[dict[str, str]]],
+    users: int,
+    seconds: float,
+    max_tokens: int,
+    has_totals: bool,
 ) -> Window:
     turn = itertools.count()
     answers: list[Answer] = []
     warm = [asyncio.Event() for _ in range(users)]
+    pieces_s: list[float] = []
     limits = httpx.Limits(max_connections=users + 2, max_keepalive_connections=users + 2)
     async with httpx.AsyncClient(base_url=base_url, timeout=600.0, limits=limits) as client:
 
         async def user(index: int) -> None:
             while True:
                 messages = prompts[next(turn) % len(prompts)]
-                answers.append(await _ask(client, model, messages, max_tokens, warm[index]))
+                answers.append(await _ask(client, model, messages, max_tokens, warm[index], pieces_s))
+
+        async def totals() -> dict[str, float]:
+            if not has_totals:
+                return {"emitted": float(len(pieces_s))}
+            found: dict[str, float] = (await client.get("/benchmark/totals")).json()
+            return found
 
         tasks = [asyncio.create_task(user(index)) for index in range(users)]
         try:
             await _unless_one_fails(tasks, asyncio.gather(*(event.wait() for event in warm)))
-            before = (await client.get("/benchmark/totals")).json()
+            before = await totals()
             started_s = time.monotonic()
             await _unless_one_fails(tasks, asyncio.ensure_future(asyncio.sleep(seconds)))
-            after = (await client.get("/benchmark/totals")).json()
+            after = await totals()
             ended_s = time.monotonic()
         finally:
             for task in tasks:
@@ -121,7 +146,12 @@ async def _unless_one_fails(tasks: Sequence[asyncio.Task[None]], wanted: asyncio
 
 
 async def _ask(
-    client: httpx.AsyncClient, model: str, messages: list[dict[str, str]], max_tokens: int, warm: asyncio.Event
+    client: httpx.AsyncClient,
+    model: str,
+    messages: list[dict[str, str]],
+    max_tokens: int,
+    warm: asyncio.Event,
+    pieces_s: list[float],
 ) -> Answer:
     document = {
         "model": model,
@@ -143,8 +173,9 @@ async def _ask(
             chunk = json.loads(line[len("data: ") :])
             if "error" in chunk:
                 raise SystemExit(f"the endpoint broke off: {chunk['error']}")
-            if not first_s and any(choice["delta"].get("content") for choice in chunk["choices"]):
-                first_s = time.monotonic()
+            if any(choice["delta"].get("content") for choice in chunk["choices"]):
+                pieces_s.append(time.monotonic())
+                first_s = first_s or pieces_s[-1]
                 warm.set()
             if chunk.get("usage"):
                 num_tokens = chunk["usage"]["completion_tokens"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -12,12 +13,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.llama_peer import LlamaPeer, write_gguf
+from benchmarks.llama_peer import LlamaPeer, LlamaServer, write_gguf
 from draftline.spec import TargetSpec
 from draftline.target.chat import chat_ids
 from draftline.target.load import load_target
 
 CONTEXT = 1024
+MAX_USERS = 16
 BATCH_CONTEXT = 256
 BATCH_STEPS = 12
 _LOOKUP_TOKENS = 10
@@ -30,10 +32,12 @@ class PeerRates:
     Attributes:
         one_user: By contender, one entry a prompt.
         batched: llama.cpp by number of sequences, all together.
+        served: llama.cpp's server by number of users, all together, one entry a round.
     """
 
     one_user: dict[str, list[float]] = field(default_factory=dict)
     batched: dict[int, float] = field(default_factory=dict)
+    served: dict[int, list[float]] = field(default_factory=dict)
 
     def add(self, name: str, tokens_per_s: float) -> None:
         """Add one prompt's speed."""
@@ -57,32 +61,49 @@ class Peers:
     Args:
         target: What all of them run.
         scratch: For the GGUF file.
-        llama_python: Interpreter with llama-cpp-python; ``None`` leaves llama.cpp out.
+        llama_python: Interpreter with llama-cpp-python; ``None`` leaves llama.cpp's library out.
+        llama_server: llama.cpp's ``llama-server``; ``None`` leaves it out.
         threads: CPU threads of each.
+
+    Attributes:
+        server_url: Root of llama.cpp's server.
     """
 
-    def __init__(self, target: TargetSpec, scratch: Path, llama_python: str | None, threads: int) -> None:
+    def __init__(
+        self, target: TargetSpec, scratch: Path, llama_python: str | None, llama_server: str | None, threads: int
+    ) -> None:
         from transformers import AutoModelForCausalLM
 
         loaded = load_target(target)
         self._tokenizer = loaded.tokenizer
         self._thinking = loaded.enable_thinking
         self._llama: LlamaPeer | None = None
-        if llama_python is not None:
-            file = scratch / "target.gguf"
+        self._server: LlamaServer | None = None
+        self.server_url: str | None = None
+        file = scratch / "target.gguf"
+        if llama_python is not None or llama_server is not None:
             write_gguf(loaded, file)
-            self._llama = LlamaPeer(llama_python, file, context=CONTEXT, sequences=16, threads=threads)
+        if llama_python is not None:
+            self._llama = LlamaPeer(llama_python, file, context=CONTEXT, sequences=MAX_USERS, threads=threads)
+        if llama_server is not None:
+            self._server = LlamaServer(llama_server, file, context=CONTEXT, sequences=MAX_USERS, threads=threads)
+            self.server_url = self._server.url
         torch.set_num_threads(threads)
         self._model: Any = AutoModelForCausalLM.from_pretrained(loaded.folder, dtype=loaded.dtype).eval()
 
     def __enter__(self) -> Peers:
+        with ExitStack() as ending:
+            if self._llama is not None:
+                ending.callback(self._llama.close)
+            if self._server is not None:
+                ending.enter_context(self._server)
+            self._ending = ending.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._llama is not None:
-            self._llama.close()
+        self._ending.close()
 
     def measure(self, messages: Sequence[dict[str, str]], num_tokens: int, rates: PeerRates) -> None:
         """Let every peer continue a conversation by so many tokens, and add its speed."""
