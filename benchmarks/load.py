@@ -138,6 +138,7 @@ def main() -> None:
         )
         with contenders as peers, _server(request, Path(scratch)) as url:
             run = _Run(url, spec, arguments, peers.server_url)
+            run.warm_peer(mix)
             rounds = [run.round(number, mix) for number in range(arguments.rounds)]
             rates = _beside_peers(run, peers, even_spread(tickets, arguments.peer_prompts))
     report = Report(summarise(rounds), rates, _about(spec, arguments))
@@ -233,6 +234,11 @@ class _Run:
                 self.served.setdefault(users, []).append(_rate(window))
                 self._say(number, users, "llama.cpp's server", window)
         return found
+
+    def warm_peer(self, prompts: Sequence[Messages]) -> None:
+        """Fill the prompt cache of llama.cpp's server, if it takes part: ours is warm after its first windows."""
+        if self._peer_url is not None:
+            one_after_another(self._peer_url, self.model, prompts, max_tokens=1)
 
     def _window(self, url: str, prompts: Sequence[Messages], users: int) -> Window:
         return under_load(

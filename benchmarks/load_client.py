@@ -86,11 +86,8 @@ def one_after_another(
     """One user and nobody else; arguments as :func:`under_load`."""
 
     async def ask_all() -> list[Answer]:
-        async with httpx.AsyncClient(base_url=base_url, timeout=600.0) as client:
-            return [
-                await _ask(client, model, messages, max_tokens, asyncio.Event(), itertools.count())
-                for messages in prompts
-            ]
+        async with httpx.AsyncClient(base_url=base_url, timeout=600.0, limits=_limits(1)) as client:
+            return [await _ask(client, model, messages, max_tokens, asyncio.Event(), []) for messages in prompts]
 
     return asyncio.run(ask_all())
 
@@ -108,8 +105,7 @@ async def _under_load(
     answers: list[Answer] = []
     warm = [asyncio.Event() for _ in range(users)]
     pieces_s: list[float] = []
-    limits = httpx.Limits(max_connections=users + 2, max_keepalive_connections=users + 2)
-    async with httpx.AsyncClient(base_url=base_url, timeout=600.0, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=base_url, timeout=600.0, limits=_limits(users)) as client:
 
         async def user(index: int) -> None:
             while True:
@@ -136,6 +132,11 @@ async def _under_load(
             await asyncio.gather(*tasks, return_exceptions=True)
     seen = [answer for answer in answers if answer.ended_s >= started_s]
     return Window(ended_s - started_s, {name: after[name] - before[name] for name in before}, seen)
+
+
+def _limits(users: int) -> httpx.Limits:
+    """A connection a request: llama.cpp's server may close one after a stream without saying so."""
+    return httpx.Limits(max_connections=users + 2, max_keepalive_connections=0)
 
 
 async def _unless_one_fails(tasks: Sequence[asyncio.Task[None]], wanted: asyncio.Future[Any]) -> None:
