@@ -138,18 +138,24 @@ class LlamaServer:
         self.url = f"http://127.0.0.1:{port}"
         sizes = {"-c": context * sequences, "-np": sequences, "-t": threads, "--port": port}
         options = [str(part) for pair in sizes.items() for part in pair]
-        self._process = subprocess.Popen(
-            [program, "-m", str(model), "--host", "127.0.0.1", *options],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        self._log = model.with_suffix(".server.log")
+        with self._log.open("wb") as log:
+            try:
+                self._process = subprocess.Popen(
+                    [program, "-m", str(model), "--host", "127.0.0.1", *options], stdout=log, stderr=log
+                )
+            except OSError as error:
+                raise SystemExit(
+                    f"--llama-server {program!r} cannot be run: {error.strerror}; see benchmarks/README.md for a build"
+                ) from error
 
     def __enter__(self) -> LlamaServer:
         deadline_s = time.monotonic() + 60
         while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline_s:
                 self._end()
-                raise SystemExit("llama-server did not start; run it by hand with the same model to see why")
+                said = self._log.read_text(errors="replace").splitlines()[-10:]
+                raise SystemExit("\n".join(["llama-server did not start within a minute; it said last:", *said]))
             time.sleep(0.2)
         return self
 

@@ -20,6 +20,7 @@ process, in turn, at each number of users; figures are medians over the rounds a
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import statistics
@@ -238,17 +239,19 @@ class _Run:
     def warm_peer(self, prompts: Sequence[Messages]) -> None:
         """Fill the prompt cache of llama.cpp's server, if it takes part: ours is warm after its first windows."""
         if self._peer_url is not None:
-            one_after_another(self._peer_url, self.model, prompts, max_tokens=1)
+            asyncio.run(one_after_another(self._peer_url, self.model, prompts, max_tokens=1))
 
     def _window(self, url: str, prompts: Sequence[Messages], users: int) -> Window:
-        return under_load(
-            url,
-            self.model,
-            prompts,
-            users=users,
-            seconds=self._arguments.seconds,
-            max_tokens=self.max_tokens,
-            has_totals=url == self.url,
+        return asyncio.run(
+            under_load(
+                url,
+                self.model,
+                prompts,
+                users=users,
+                seconds=self._arguments.seconds,
+                max_tokens=self.max_tokens,
+                has_totals=url == self.url,
+            )
         )
 
     def _say(self, number: int, users: int, name: str, window: Window) -> None:
@@ -261,7 +264,8 @@ def _beside_peers(run: _Run, peers: Peers, prompts: Sequence[Messages]) -> PeerR
     for messages in prompts:
         for policy in (PLAIN, OURS):
             run.choose(policy)
-            answer = one_after_another(run.url, run.model, [messages], max_tokens=run.max_tokens)[0]
+            asked = one_after_another(run.url, run.model, [messages], max_tokens=run.max_tokens)
+            answer = asyncio.run(asked)[0]
             rates.add(f"Draftline, {policy}", answer.tokens_per_s)
         if answer.num_tokens > 1:
             peers.measure(messages, answer.num_tokens, rates)

@@ -55,7 +55,7 @@ class Window:
     answers: list[Answer] = field(default_factory=list)
 
 
-def under_load(
+async def under_load(
     base_url: str,
     model: str,
     prompts: Sequence[list[dict[str, str]]],
@@ -77,30 +77,6 @@ def under_load(
         has_totals: Whether the server is ours. Of another one, pieces of text that arrived are counted as emitted
             tokens: right where each token is sent in a piece of its own, as llama.cpp's server does.
     """
-    return asyncio.run(_under_load(base_url, model, prompts, users, seconds, max_tokens, has_totals))
-
-
-def one_after_another(
-    base_url: str, model: str, prompts: Sequence[list[dict[str, str]]], *, max_tokens: int
-) -> list[Answer]:
-    """One user and nobody else; arguments as :func:`under_load`."""
-
-    async def ask_all() -> list[Answer]:
-        async with httpx.AsyncClient(base_url=base_url, timeout=600.0, limits=_limits(1)) as client:
-            return [await _ask(client, model, messages, max_tokens, asyncio.Event(), []) for messages in prompts]
-
-    return asyncio.run(ask_all())
-
-
-async def _under_load(
-    base_url: str,
-    model: str,
-    prompts: Sequence[list[dict[str, str]]],
-    users: int,
-    seconds: float,
-    max_tokens: int,
-    has_totals: bool,
-) -> Window:
     turn = itertools.count()
     answers: list[Answer] = []
     warm = [asyncio.Event() for _ in range(users)]
@@ -132,6 +108,14 @@ async def _under_load(
             await asyncio.gather(*tasks, return_exceptions=True)
     seen = [answer for answer in answers if answer.ended_s >= started_s]
     return Window(ended_s - started_s, {name: after[name] - before[name] for name in before}, seen)
+
+
+async def one_after_another(
+    base_url: str, model: str, prompts: Sequence[list[dict[str, str]]], *, max_tokens: int
+) -> list[Answer]:
+    """One user and nobody else; arguments as :func:`under_load`."""
+    async with httpx.AsyncClient(base_url=base_url, timeout=600.0, limits=_limits(1)) as client:
+        return [await _ask(client, model, messages, max_tokens, asyncio.Event(), []) for messages in prompts]
 
 
 def _limits(users: int) -> httpx.Limits:
